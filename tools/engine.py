@@ -1,0 +1,95 @@
+"""The container engine that carries test hosts: found, or installed and started."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+from tools.shell import CACHE, Failure, run, step
+
+PID_FILE = CACHE / "dockerd.pid"
+LOG_FILE = CACHE / "dockerd.log"
+SOCKET = Path("/var/run/docker.sock")
+PACKAGES = {"docker": "docker.io", "dockerd": "docker.io", "mmdebstrap": "mmdebstrap", "setfacl": "acl"}
+KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
+START_SECONDS = 60
+
+
+def answers() -> bool:
+    """Say whether an engine answers this user."""
+    try:
+        return run(["docker", "version", "--format", "{{.Server.Version}}"], timeout_seconds=20, check=False).returncode == 0
+    except Failure:
+        return False
+
+
+def install() -> None:
+    """Install the engine and the image builder from the distribution where they are missing."""
+    path = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
+    missing = {package for program, package in PACKAGES.items() if not shutil.which(program, path=path)}
+    if answers():
+        missing.discard("docker.io")
+    if not KEYRING.exists():
+        missing.add("debian-archive-keyring")
+    if not missing:
+        return
+    if not shutil.which("apt-get"):
+        raise Failure(f"Install {', '.join(sorted(missing))}: this machine has no apt-get, so it can't be done for you.")
+    with step(f"Install {', '.join(sorted(missing))}"):
+        quiet = {"DEBIAN_FRONTEND": "noninteractive"}
+        run(["apt-get", "update", "-qq"], root=True, env=quiet)
+        run(["apt-get", "install", "-y", "-qq", "--no-install-recommends", *sorted(missing)], root=True, env=quiet)
+        if "docker.io" in missing:
+            run(["apt-get", "install", "-y", "-qq", "--no-install-recommends", "iptables"], root=True, env=quiet)
+
+
+def start() -> None:
+    """Make an engine answer: the service where there is an init system, else a daemon of our own."""
+    if answers():
+        return
+    with step("Start the container engine"):
+        if Path("/run/systemd/system").is_dir():
+            run(["systemctl", "start", "docker"], root=True, timeout_seconds=120)
+        elif not SOCKET.exists() or run(["docker", "version"], root=True, timeout_seconds=20, check=False).returncode:
+            CACHE.mkdir(exist_ok=True)
+            words = [] if os.geteuid() == 0 else ["sudo", "-n"]
+            with LOG_FILE.open("ab") as log:
+                daemon = subprocess.Popen(
+                    [*words, "dockerd"], stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+                )
+            PID_FILE.write_text(f"{daemon.pid}\n")
+        for _ in range(START_SECONDS):
+            if os.geteuid() != 0 and SOCKET.exists():
+                run(["setfacl", "-m", f"u:{os.getuid()}:rw", SOCKET], root=True, check=False)
+            if answers():
+                return
+            time.sleep(1)
+        raise Failure(f"The container engine did not answer within {START_SECONDS} s; see {LOG_FILE}.")
+
+
+def ensure() -> None:
+    """Install and start what is missing."""
+    install()
+    start()
+
+
+def stop() -> None:
+    """End the daemon that `start` left running; an engine that was there before stays."""
+    if not PID_FILE.exists():
+        return
+    pid = int(PID_FILE.read_text())
+    try:
+        name = Path(f"/proc/{pid}/comm").read_text().strip()
+    except FileNotFoundError:
+        name = ""
+    if name in ("dockerd", "sudo"):
+        run(["kill", f"-{signal.SIGTERM.value}", str(pid)], root=True, check=False)
+        for _ in range(30):
+            if not Path(f"/proc/{pid}").exists():
+                break
+            time.sleep(1)
+    PID_FILE.unlink()
