@@ -19,7 +19,7 @@ HOST_PACKAGES = (
 )
 # /sys has to be writable and cgroup v2 mounted before systemd starts; an engine on cgroup v1 gives neither.
 BOOT = (
-    "mount -o remount,rw /sys; umount -R /sys/fs/cgroup; "
+    "ssh-keygen -A >/dev/null; mount -o remount,rw /sys; umount -R /sys/fs/cgroup; "
     "mount -t cgroup2 none /sys/fs/cgroup && exec /sbin/init"
 )
 # Some kernels that carry test hosts take no modules, which would leave the host "degraded".

@@ -1,0 +1,61 @@
+# Holdfast. `make help` lists what a person needs; the rest is for the tests.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-builtin-rules
+
+# ansible-core 2.19 runs on Python 3.11 to 3.13; tools/venv.py finds one if this is another.
+PYTHON ?= python3
+INVENTORY ?= production
+BIN := .venv/bin
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+export PYTHONUNBUFFERED := 1
+
+TOOLS := $(PYTHON) -m tools
+.PHONY: help demo demo-info demo-shell demo-down secrets test test-role bench lint unit readme lock venv clean
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo '  ansible-playbook site.yml   bring the production hosts to what the inventory says'
+
+demo: venv ## the whole application on this machine, from nothing, at https://localhost:8443
+	@$(TOOLS) demo-up
+
+demo-info: ## where the demo is and how to log in, as JSON (scripts: make -s demo-info)
+	@$(TOOLS) demo-info
+
+demo-shell: ## a shell on the demo's host
+	@$(TOOLS) demo-shell
+
+demo-down: ## take the demo away again
+	@$(TOOLS) demo-down
+
+secrets: venv ## write a random value for every secret that INVENTORY=production lacks
+	@$(TOOLS) secrets $(INVENTORY)
+
+test: ## everything that CI runs
+	@$(PYTHON) -m tools test
+
+test-role: venv ## one role's scenario: make test-role ROLE=postgresql
+	@$(TOOLS) molecule $(ROLE)
+
+bench: venv ## measure runs, memory and requests; docs/benchmarks.md keeps the figures
+	@$(TOOLS) bench
+
+lint: venv ## linters and the conventions of this repository
+	@$(TOOLS) lint
+
+unit: venv ## unit tests of plugins and programs
+	@$(BIN)/pytest tests
+
+readme: venv ## write each role's README.md from its argument specs
+	@$(BIN)/python -m tools.readme
+
+lock: ## write requirements.txt from requirements.in (needs uv)
+	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-header requirements.in --output-file requirements.txt
+
+venv:
+	@$(TOOLS) venv
+
+clean: demo-down ## demo-down, and remove the tools and caches of this checkout
+	rm -rf .venv .cache

@@ -1,0 +1,48 @@
+"""The virtual environment of the controller, made from the locked requirements."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import sys
+
+from tools.shell import ROOT, Failure, run, step
+
+VENV = ROOT / ".venv"
+STAMP = VENV / ".requirements.sha256"
+# ansible-core 2.19 supports these on a controller.
+OLDEST, NEWEST = (3, 11), (3, 13)
+
+
+def _interpreter() -> str:
+    """Find a Python that ansible-core supports, this one first."""
+    if OLDEST <= sys.version_info[:2] <= NEWEST:
+        return sys.executable
+    for minor in range(NEWEST[1], OLDEST[1] - 1, -1):
+        if found := shutil.which(f"python3.{minor}"):
+            return found
+    raise Failure(f"Install Python 3.{OLDEST[1]} to 3.{NEWEST[1]}: ansible-core 2.19 runs on no other.")
+
+
+def ensure() -> None:
+    """Make the environment again when the lock file has changed; do nothing else."""
+    wanted = hashlib.sha256((ROOT / "requirements.txt").read_bytes()).hexdigest()
+    if STAMP.exists() and STAMP.read_text() == wanted:
+        return
+    python = _interpreter()
+    if run([python, "-c", "import ensurepip, venv"], check=False).returncode:
+        with step("Install python3-venv"):
+            quiet = {"DEBIAN_FRONTEND": "noninteractive"}
+            run(["apt-get", "update", "-qq"], root=True, env=quiet)
+            run(["apt-get", "install", "-y", "-qq", "python3-venv"], root=True, env=quiet)
+    with step("Make the virtual environment .venv"):
+        shutil.rmtree(VENV, ignore_errors=True)
+        run([python, "-m", "venv", VENV])
+        bytecode = {"PYTHONDONTWRITEBYTECODE": os.environ.get("PYTHONDONTWRITEBYTECODE", "")}
+        run(
+            [VENV / "bin" / "pip", "install", "--quiet", "--require-hashes", "--requirement", "requirements.txt"],
+            env=bytecode,
+            timeout_seconds=900,
+        )
+        STAMP.write_text(wanted)
