@@ -11,7 +11,7 @@ BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PYTHONUNBUFFERED := 1
 
-TOOLS := $(PYTHON) -m tools
+TOOLS := python3 -m tools
 .PHONY: help demo demo-info demo-shell demo-down secrets test test-role bench lint unit readme lock venv clean
 
 help: ## show this list
@@ -33,8 +33,8 @@ demo-down: ## take the demo away again
 secrets: venv ## write a random value for every secret that INVENTORY=production lacks
 	@$(TOOLS) secrets $(INVENTORY)
 
-test: ## everything that CI runs
-	@$(PYTHON) -m tools test
+test: venv ## everything that CI runs
+	@$(TOOLS) test
 
 test-role: venv ## one role's scenario: make test-role ROLE=postgresql
 	@$(TOOLS) molecule $(ROLE)
@@ -55,7 +55,7 @@ lock: ## write requirements.txt from requirements.in (needs uv)
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-header requirements.in --output-file requirements.txt
 
 venv:
-	@$(TOOLS) venv
+	@$(PYTHON) -m tools venv
 
 clean: demo-down ## demo-down, and remove the tools and caches of this checkout
 	rm -rf .venv .cache

@@ -3,35 +3,51 @@
 from __future__ import annotations
 
 import argparse
+import importlib
+import sys
 
-from tools import demo, engine, host, registry, secrets, venv
 from tools.shell import Failure, fail
+
+# command → module, function, names of its arguments, help. A module is loaded only when it is called: the first commands run before
+# anything is installed.
+COMMANDS: dict[str, tuple[str, str, tuple[str, ...], str]] = {
+    "venv": ("tools.venv", "ensure", (), "make the virtual environment from requirements.txt"),
+    "engine": ("tools.engine", "ensure", (), "install and start the container engine"),
+    "host-up": ("tools.host", "up", ("name",), "bring a test host up"),
+    "host-down": ("tools.host", "down", ("name",), "remove a test host"),
+    "registry-up": ("tools.registry", "ensure", (), "bring the registry up, with the reference application's images"),
+    "secrets": ("tools.secrets", "ensure", ("inventory",), "write a random value for every secret that an inventory lacks"),
+    "demo-up": ("tools.demo", "up", (), "the whole application on this machine"),
+    "demo-info": ("tools.demo", "info", (), "where the demo is and how to log in, as JSON"),
+    "demo-shell": ("tools.demo", "shell", (), "a shell on the demo's host"),
+    "demo-down": ("tools.demo", "down", (), "take the demo away"),
+    "molecule": ("tools.suite", "scenario", ("name",), "run one Molecule scenario"),
+    "test": ("tools.suite", "everything", (), "everything that CI runs"),
+    "bench": ("tools.bench", "main", (), "measure and record"),
+    "lint": ("tools.lint", "main", (), "linters and conventions"),
+}
 
 
 def main() -> None:
-    """Parse the command line and call the program."""
+    """Parse the command line, call the program, and say whether it changed anything where it knows."""
     parser = argparse.ArgumentParser(prog="python3 -m tools", description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("venv", help="make the virtual environment from requirements.txt").set_defaults(call=lambda _: venv.ensure())
-    commands.add_parser("engine", help="install and start the container engine").set_defaults(call=lambda _: engine.ensure())
-    for name, function, text in (("host-up", host.up, "bring a test host up"), ("host-down", host.down, "remove a test host")):
-        command = commands.add_parser(name, help=text)
-        command.add_argument("name")
-        command.set_defaults(call=lambda given, function=function: print("changed" if function(given.name) else "unchanged"))
-    commands.add_parser("registry-up", help="bring the demo's registry up, with the application's images").set_defaults(
-        call=lambda _: print("changed" if registry.ensure() else "unchanged")
-    )
-    command = commands.add_parser("secrets", help="write a random value for every secret that an inventory lacks")
-    command.add_argument("inventory")
-    command.set_defaults(call=lambda given: secrets.ensure(given.inventory))
-    for name in ("up", "down", "info", "shell"):
-        function = getattr(demo, name)
-        commands.add_parser(f"demo-{name}", help=(function.__doc__ or "").splitlines()[0]).set_defaults(call=lambda _, function=function: function())
-    given = parser.parse_args()
+    subparsers = parser.add_subparsers(dest="command", required=True)
+    for command, (_, _, arguments, text) in COMMANDS.items():
+        subparser = subparsers.add_parser(command, help=text)
+        for argument in arguments:
+            subparser.add_argument(argument)
+    given = vars(parser.parse_args())
+    module, function, arguments, _ = COMMANDS[given["command"]]
     try:
-        given.call(given)
+        answer = getattr(importlib.import_module(module), function)(*(given[argument] for argument in arguments))
     except Failure as failure:
         fail(str(failure))
+    except KeyboardInterrupt:
+        fail("Interrupted.")
+    if isinstance(answer, bool):
+        print("changed" if answer else "unchanged")
+    elif isinstance(answer, int):
+        sys.exit(answer)
 
 
 if __name__ == "__main__":

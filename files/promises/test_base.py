@@ -1,0 +1,53 @@
+"""What the role base promises of every host."""
+
+from __future__ import annotations
+
+import re
+
+from testinfra.host import Host
+
+
+def test_suites(host: Host) -> None:
+    """Security upgrades, updates and backports of Debian 13 can be installed."""
+    policy = host.check_output("apt-cache policy")
+    for suite in ("trixie", "trixie-updates", "trixie-security", "trixie-backports"):
+        assert re.search(rf"\bn={suite}\b", policy), f"{suite} is not among the package sources"
+
+
+def test_backports_are_named(host: Host) -> None:
+    """Nothing comes from backports unless the inventory names it."""
+    listed = host.check_output("apt-cache policy caddy systemd")
+    caddy, systemd = listed.split("systemd:\n")
+    assert re.search(r"Candidate: \S+~bpo13", caddy)
+    assert not re.search(r"Candidate: \S+~bpo13", systemd)
+
+
+def test_security_upgrades(host: Host) -> None:
+    """Security upgrades install themselves every night, and only they do."""
+    assert host.service("apt-daily-upgrade.timer").is_running
+    assert host.service("apt-daily-upgrade.timer").is_enabled
+    origins = host.check_output("apt-config dump Unattended-Upgrade::Origins-Pattern")
+    assert "Debian-Security" in origins
+    assert "label=Debian," not in origins
+
+
+def test_clock(host: Host) -> None:
+    """The clock is kept in time from every boot on."""
+    assert host.service("systemd-timesyncd.service").is_enabled
+    if host.run("systemd-detect-virt --container").rc != 0:  # a container has its machine's clock
+        assert host.service("systemd-timesyncd.service").is_running
+
+
+def test_journal(host: Host) -> None:
+    """The journal survives a reboot and is bounded on disk."""
+    assert host.run("journalctl --sync").rc == 0
+    machine = host.check_output("cat /etc/machine-id")
+    assert host.file(f"/var/log/journal/{machine}/system.journal").exists
+    assert re.search(r"^SystemMaxUse=\d+M$", host.check_output("systemd-analyze cat-config systemd/journald.conf"), re.MULTILINE)
+
+
+def test_name_and_locale(host: Host) -> None:
+    """The host has its name, a UTF-8 locale and a time zone."""
+    assert host.check_output("hostname") == host.check_output("cat /etc/hostname")
+    assert re.match(r"LANG=\S+\.UTF-8", host.check_output("grep ^LANG= /etc/default/locale"))
+    assert host.check_output("timedatectl show --property Timezone --value")
