@@ -144,3 +144,15 @@ def down(name: str) -> bool:
         return False
     run(["docker", "rm", "--force", "--volumes", name], timeout_seconds=120)
     return True
+
+
+def remove_images_and_network() -> None:
+    """Remove every image that the tools made, and the network, unless another test host still uses them."""
+    if run(["docker", "ps", "--all", "--quiet", "--filter", f"label={LABEL}"]).stdout.strip():
+        return
+    listed = run(["docker", "image", "ls", "--format", "{{.Repository}}:{{.Tag}}"]).stdout.split()
+    ours = [name for name in listed if name.startswith("holdfast/") or "/smart-audit/" in name]
+    if ours:
+        run(["docker", "image", "rm", "--force", *ours])
+    run(["docker", "image", "prune", "--force"], check=False)
+    run(["docker", "network", "rm", NETWORK], check=False)
