@@ -17,6 +17,7 @@ COMMANDS: dict[str, tuple[str, str, tuple[str, ...], str]] = {
     "host-down": ("tools.host", "down", ("name",), "remove a test host"),
     "registry-up": ("tools.registry", "ensure", (), "bring the registry up, with the reference application's images"),
     "secrets": ("tools.secrets", "ensure", ("inventory",), "write a random value for every secret that an inventory lacks"),
+    "pack": ("tools.pack", "pack", (), "pack the host's programs into .cache/holdfast.pyz"),
     "demo-up": ("tools.demo", "up", (), "the whole application on this machine"),
     "demo-info": ("tools.demo", "info", (), "where the demo is and how to log in, as JSON"),
     "demo-shell": ("tools.demo", "shell", (), "a shell on the demo's host"),
