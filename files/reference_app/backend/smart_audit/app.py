@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import anyio.to_thread
 from fastapi import APIRouter, Depends, FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel, Field
 from sqlalchemy import Connection, text
@@ -20,6 +21,7 @@ from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import JSONResponse
+from starlette.routing import Match
 
 from smart_audit import __version__, documents, queue, trace, uploads
 from smart_audit.database import Database
@@ -379,10 +381,23 @@ _SLUGS = {400: "bad-request", 404: "no-such-route", 405: "method-not-allowed", 4
 _DETAILS = {404: "There is nothing at this address.", 405: "This address does not take that method."}
 
 
+def _methods_at(request: Request) -> set[str]:
+    return {
+        method
+        for route in (*api.routes, *operations.routes)
+        if isinstance(route, APIRoute) and route.matches(request.scope)[0] is not Match.NONE
+        for method in route.methods or ()
+    }
+
+
 async def _on_http_exception(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     detail = _DETAILS.get(error.status_code, str(error.detail))
-    problem = Problem(error.status_code, _SLUGS.get(error.status_code, "http"), detail, error.headers)
+    headers = dict(error.headers or {})
+    if error.status_code == 405:
+        # The framework names only the methods of the first route that it found.
+        headers["Allow"] = ", ".join(sorted(_methods_at(request)))
+    problem = Problem(error.status_code, _SLUGS.get(error.status_code, "http"), detail, headers)
     return problem.response(request.url.path)
 
 

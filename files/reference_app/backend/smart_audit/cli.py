@@ -58,6 +58,8 @@ def _run(arguments: argparse.Namespace) -> int:
 
     migrate_settings = MigrateSettings.read(env)
     logs.configure(migrate_settings.log_level)
+    from sqlalchemy.exc import DBAPIError
+
     from smart_audit.errors import Unavailable
     from smart_audit.migrate import migrate
 
@@ -65,6 +67,9 @@ def _run(arguments: argparse.Namespace) -> int:
         migrate(migrate_settings)
     except Unavailable as error:
         print(f"smart-audit: {error}", file=sys.stderr)
+        return 1
+    except DBAPIError as error:
+        print(f"smart-audit: the migration was undone: {str(error.orig).splitlines()[0]}\n{error.statement}", file=sys.stderr)
         return 1
     return 0
 

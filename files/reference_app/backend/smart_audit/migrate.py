@@ -69,8 +69,8 @@ def migrate(settings: MigrateSettings) -> None:
         config = _config()
         config.attributes["connection"] = connection
         command.upgrade(config, "head")
-        with connection.begin():
-            user = _ensure_user(connection, settings.admin_username, settings.admin_password)
+        user = _ensure_user(connection, settings.admin_username, settings.admin_password)
+        connection.commit()
         log.info("migrated", extra={"fields": {"revision": revisions()[-1], "user": user}})
 
     try:

