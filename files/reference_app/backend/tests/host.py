@@ -3,12 +3,15 @@
 All of them are real processes that belong to one test session. Each can be killed and started again.
 """
 
+import contextlib
 import json
 import os
 import secrets
 import shutil
 import signal
+import socket
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -26,6 +29,7 @@ SMART_AUDIT = "/opt/venv/bin/smart-audit"
 ORIGIN = "https://audit.test"
 USERNAME = "auditor"
 S3_PORT = 8333
+S3_RELAY_PORT = 8433
 BUCKET = "smart-audit"
 
 
@@ -79,6 +83,46 @@ class Service:
                 self.process.wait(5)
 
 
+class Relay:
+    """A cable to the S3 service that can be pulled: the service itself takes half a minute to come back from a crash."""
+
+    def __init__(self, port: int, target_port: int) -> None:
+        self._port = port
+        self._target_port = target_port
+        self._listener: socket.socket | None = None
+        self._open: list[socket.socket] = []
+
+    def start(self) -> None:
+        """Plug it in."""
+        self._listener = socket.create_server(("127.0.0.1", self._port), backlog=64)
+        threading.Thread(target=self._accept, args=(self._listener,), daemon=True).start()
+
+    def stop(self) -> None:
+        """Pull it out: nothing listens any more, and what was connected is cut off."""
+        for end in (self._listener, *self._open):
+            with contextlib.suppress(OSError):
+                assert end
+                end.shutdown(socket.SHUT_RDWR)
+                end.close()
+        self._open.clear()
+
+    def _accept(self, listener: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                near, _ = listener.accept()
+                far = socket.create_connection(("127.0.0.1", self._target_port))
+                self._open += [near, far]
+                for source, target in ((near, far), (far, near)):
+                    threading.Thread(target=self._copy, args=(source, target), daemon=True).start()
+
+    @staticmethod
+    def _copy(source: socket.socket, target: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                target.sendall(data)
+            target.shutdown(socket.SHUT_WR)
+
+
 class Platform:
     """All services, and the environment that they give to the application."""
 
@@ -95,6 +139,8 @@ class Platform:
         self.postgres = self._postgres()
         self.pgbouncer = self._pgbouncer()
         self.valkey_server = self._valkey()
+        self.s3_relay = Relay(S3_RELAY_PORT, S3_PORT)
+        self.s3_relay.start()
         self.s3 = self._s3()
         for name, value in {
             "database_url": f"postgresql://smart_audit_app:{self._app_password}@/smart_audit?host={self.run}&port=6432",
@@ -171,6 +217,7 @@ default_pool_size = 5
 max_client_conn = 100
 max_prepared_statements = 200
 query_wait_timeout = 5
+server_login_retry = 1
 """,
             encoding="utf-8",
         )
@@ -232,7 +279,7 @@ query_wait_timeout = 5
     def object_store_settings(self) -> ObjectStoreSettings:
         """Return what the application's S3 client needs."""
         return ObjectStoreSettings(
-            endpoint_url=f"https://localhost:{S3_PORT}",
+            endpoint_url=f"https://localhost:{S3_RELAY_PORT}",
             region="us-east-1",
             bucket=BUCKET,
             access_key=self._access_key,
@@ -250,7 +297,7 @@ query_wait_timeout = 5
         values = {f"{name}_FILE": str(self.secrets / name.lower()) for name in (*names, "ADMIN_PASSWORD")}
         values |= {
             "PATH": os.environ["PATH"],
-            "S3_ENDPOINT_URL": f"https://localhost:{S3_PORT}",
+            "S3_ENDPOINT_URL": f"https://localhost:{S3_RELAY_PORT}",
             "S3_REGION": "us-east-1",
             "S3_BUCKET": BUCKET,
             "S3_CA_FILE": str(self.root / "s3.crt"),

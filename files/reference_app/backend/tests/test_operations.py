@@ -314,7 +314,7 @@ def test_object_store_outage(client: Client, platform: Platform, worker: App) ->
     """Without the bucket uploads are refused and leave no document; what was accepted before waits and is no attempt poorer."""
     document_id = client.accepted("accepted before")
     client.wait_until_done(document_id)
-    platform.s3.stop()
+    platform.s3_relay.stop()
     try:
         file = {"file": ("a.txt", b"refused", "text/plain")}
         assert_unavailable(client, "POST", "/api/documents", files=file)
@@ -327,7 +327,7 @@ def test_object_store_outage(client: Client, platform: Platform, worker: App) ->
         with platform.superuser() as connection:
             assert connection.execute("SELECT attempts FROM documents").fetchone() == (1,)
     finally:
-        platform.s3.start()
+        platform.s3_relay.start()
     client.wait_until_done(document_id)
 
 

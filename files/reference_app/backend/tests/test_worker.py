@@ -261,12 +261,12 @@ def test_deletion_survives_a_crash(client: Client, platform: Platform, start_wor
     """A file is removed though no worker was there, or the bucket did not answer, when its document was deleted."""
     document_id = client.accepted("Deleted while nobody is working.")
     assert client.request("DELETE", f"/api/documents/{document_id}").status_code == 204
-    platform.s3.stop()
+    platform.s3_relay.stop()
     worker = start_worker()
     try:
         wait_for(lambda: worker.logged("object not removed"), "the worker to try")
     finally:
-        platform.s3.start()
+        platform.s3_relay.start()
     wait_for(lambda: worker.logged("object removed", object_key=f"documents/{document_id}"), "the worker to succeed")
     with pytest.raises(ObjectMissing):
         platform.objects.get(f"documents/{document_id}", 100)
