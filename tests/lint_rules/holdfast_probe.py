@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from holdfast_house import COMMANDS, HouseRule, module, role
+from holdfast_house import COMMANDS, HouseRule, comment_above, module, role
 
 if TYPE_CHECKING:
     from ansiblelint.file_utils import Lintable
@@ -17,7 +17,8 @@ class Probe(HouseRule):
     id = "holdfast-probe"
     description = (
         "A command that only reads (`changed_when: false`) has `check_mode: false`: without it a check skips the probe, and what needs its "
-        "result fails or reports nonsense. A command that may change something never has."
+        "result fails or reports nonsense. A command that may change something has it only "
+        "where a comment above says why a check is safe."
     )
     tags = ["idempotency"]
 
@@ -29,6 +30,8 @@ class Probe(HouseRule):
         runs = task.get("check_mode") in (False, "false")
         if reads and not runs:
             return "A command that only reads needs `check_mode: false` beside `changed_when: false`."
-        if runs and not reads:
-            return "A command that may change something must not run in a check: take `check_mode: false` away."
+        if runs and not reads and "check" not in comment_above(file, task.line):
+            return (
+                "A command that may change something must not run in a check: take `check_mode: false` away, or say above why it is safe."
+            )
         return ""

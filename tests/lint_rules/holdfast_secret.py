@@ -5,13 +5,15 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from holdfast_house import HouseRule, arguments, module, text
+from holdfast_house import HouseRule, arguments, comment_above, module, text
 
 if TYPE_CHECKING:
     from ansiblelint.file_utils import Lintable
     from ansiblelint.utils import Task
 
-SECRET = re.compile(r"[a-z0-9_]+_(password|passwords|secret|secrets|secret_key|token|credentials)\b")
+SECRET = re.compile(r"\b[a-z0-9_]+_(?:password|passwords|secret|secrets|secret_key|token|credentials)\b")
+SECRET_PARAMETER = re.compile(r"password|secret|token|access_key")
+TEMPLATE = re.compile(r"\{\{.*?\}\}")
 ABOUT_SECRETS = re.compile(r"password|secret|key|token|credential|scram|login|vault|certificate|acl", re.IGNORECASE)
 GROUPS = ("import_tasks", "include_tasks", "import_role", "include_role", "block/always/rescue")
 
@@ -29,13 +31,16 @@ class Secret(HouseRule):
     def fault(self, task: Task, file: Lintable) -> str:
         """Refuse secrets without `no_log`, and `no_log` without secrets."""
         hidden = task.get("no_log") not in (None, False)
-        given = arguments(task)
         if hidden and module(task) in GROUPS:
             return "Set no_log on the very task that needs it, not on a group of tasks."
-        found = SECRET.search(text({**given, "environment": task.get("environment")}))
-        # A path such as /run/app_secrets is no secret: only what a template fills in is.
-        if not hidden and found and "{{" in text(given) + text(task.get("environment")) and module(task) not in (*GROUPS, "refuse"):
-            return f"The task shows {found.group()} when it fails: add `no_log: true`."
-        if hidden and not ABOUT_SECRETS.search(text([task.name, task.get("loop"), task.get("environment"), given])):
+        # A parameter of such a name is masked by its module; what passes through any other one is printed.
+        given = {name: value for name, value in arguments(task).items() if not SECRET_PARAMETER.search(name)}
+        shown = text([given, task.get("environment"), task.get("loop")])
+        found = next((name for part in TEMPLATE.findall(shown) for name in SECRET.findall(part)), "")
+        if not hidden and found and module(task) not in (*GROUPS, "refuse", "assert"):
+            return f"The task shows {found} when it fails: add `no_log: true`."
+        if hidden and not ABOUT_SECRETS.search(
+            text([task.name, task.get("loop"), task.get("environment"), arguments(task), comment_above(file, task.line)])
+        ):
             return "Nothing in this task is secret: take no_log away, it hides why the task fails."
         return ""

@@ -1,0 +1,1 @@
+"""Tests of the repository itself: conventions, lint rules, tools, plugins, bad input."""
