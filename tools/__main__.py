@@ -16,6 +16,7 @@ COMMANDS: dict[str, tuple[str, str, tuple[str, ...], str]] = {
     "host-up": ("tools.host", "up", ("name",), "bring a test host up"),
     "host-down": ("tools.host", "down", ("name",), "remove a test host"),
     "registry-up": ("tools.registry", "ensure", (), "bring the registry up, with the reference application's images"),
+    "push-probe": ("tools.registry", "push_probe", (), "bring the registry up with the probe of the role app's scenario"),
     "secrets": ("tools.secrets", "ensure", ("inventory",), "write a random value for every secret that an inventory lacks"),
     "pack": ("tools.pack", "pack", (), "pack the host's programs into .cache/holdfast.pyz"),
     "demo-up": ("tools.demo", "up", (), "the whole application on this machine"),

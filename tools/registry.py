@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import time
 from pathlib import Path
-
-import yaml
 
 from tools import host, secrets
 from tools.shell import CACHE, ROOT, Failure, run, step
@@ -52,6 +51,11 @@ def _certificate() -> Path:
     return certificate
 
 
+def _address() -> str:
+    """Return where this machine reaches the registry: a loopback address, whose certificate the engine does not check."""
+    return "localhost:" + run(["docker", "port", NAME, str(PORT)]).stdout.splitlines()[0].rsplit(":", 1)[1]
+
+
 def _create(password: str, mark: str) -> None:
     """Make the container; its files are copied in before it starts, and the password goes in on standard input."""
     image = host.make_image("holdfast/registry", PACKAGES)
@@ -73,36 +77,47 @@ def _create(password: str, mark: str) -> None:
     certificate.chmod(0o644)
 
 
-def _sources_digest(part: str) -> str:
-    """Digest what an image is made from: the files that git would take, and the base image's recipe."""
-    listed = run(["git", "ls-files", "--cached", "--others", "--exclude-standard", APPLICATION / part]).stdout.split("\n")
+def _sources_digest(folder: Path) -> str:
+    """Digest what an image is made from: the files that git would take, without their tests."""
+    listed = run(["git", "ls-files", "--cached", "--others", "--exclude-standard", folder]).stdout.splitlines()
     digest = hashlib.sha256()
-    for name in sorted(filter(None, listed)):
+    for name in sorted(set(listed)):
         path = ROOT / name
         if path.is_file() and "/tests/" not in name:
             digest.update(name.encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()[:16]
 
 
-def _push(part: str, base: str, registry: str, config: Path) -> str:
-    """Build and push one image, and return its digest."""
-    reference = f"{registry}/{REPOSITORY}/{part}:{_sources_digest(part)}"
-    with step(f"Build and push the image {part}"):
-        run(["docker", "build", "--build-arg", f"BASE_IMAGE={base}", "--tag", reference, APPLICATION / part], timeout_seconds=1200)
-        pushed = run(["docker", "push", reference], env={"DOCKER_CONFIG": str(config)}, timeout_seconds=600).stdout
+def _push(name: str, folder: Path) -> str:
+    """Build and push one image, and return its reference by digest, as a test host knows it."""
+    base = host.make_image("holdfast/python", PYTHON_PACKAGES)
+    reference = f"{_address()}/{REPOSITORY}/{name}:{_sources_digest(folder)}"
+    with step(f"Build and push the image {name}"):
+        run(["docker", "build", "--build-arg", f"BASE_IMAGE={base}", "--tag", reference, folder], timeout_seconds=1200)
+        pushed = run(["docker", "push", reference], env={"DOCKER_CONFIG": str(_login())}, timeout_seconds=600).stdout
     found = re.findall(r"digest: (sha256:[0-9a-f]{64})", pushed)
     if not found:
         raise Failure(f"The registry gave no digest for {reference}:\n{pushed}")
-    return str(found[-1])
+    return f"{NAME}:{PORT}/{REPOSITORY}/{name}@{found[-1]}"
 
 
-def ensure() -> bool:
-    """Bring the registry up, build and push the application's images, and write their digests into the demo's inventory.
+def _login() -> Path:
+    """Log the engine's client in, and return its folder of configuration, which is ours alone."""
+    config = _folder().parent / "docker-config"
+    password = secrets.read(INVENTORY)[SECRET]
+    words = ["docker", "--config", config, "login", "--username", USERNAME, "--password-stdin", _address()]
+    answer = ""
+    for _ in range(30):
+        done = run(words, stdin=password, check=False)
+        if done.returncode == 0:
+            return config
+        answer = done.stdout
+        time.sleep(1)
+    raise Failure(f"The registry did not take the login:\n{answer}")
 
-    Returns:
-        Whether anything was done.
-    """
-    changed = secrets.ensure(INVENTORY)
+
+def _up() -> str:
+    """Bring the registry up, and return an identity that changes when it starts empty."""
     password = secrets.read(INVENTORY)[SECRET]
     mark = hashlib.sha256(password.encode()).hexdigest()[:16]
     found = run(["docker", "container", "inspect", "--format", f'{{{{index .Config.Labels "{MARK}"}}}}', NAME], check=False)
@@ -112,29 +127,38 @@ def ensure() -> bool:
             _create(password, mark)
     elif not host.running(NAME):
         run(["docker", "start", NAME])
-    identity = run(["docker", "container", "inspect", "--format", "{{.Id}}", NAME]).stdout.strip()
-    base = host.make_image("holdfast/python", PYTHON_PACKAGES)
-    stamp = f"# {identity[:12]} {base} {' '.join(_sources_digest(part) for part in PARTS)}"
-    if IMAGES_FILE.exists() and stamp in IMAGES_FILE.read_text():
-        return changed
-    registry = address()
-    config = _folder().parent / "docker-config"
-    for attempt in range(20):
-        login = run(
-            ["docker", "--config", config, "login", "--username", USERNAME, "--password-stdin", registry], stdin=password, check=False
-        )
-        if login.returncode == 0:
-            break
-        time.sleep(0.5 * (attempt + 1))
-    else:
-        raise Failure(f"The registry did not take the login:\n{login.stdout}")
-    digests = {part: _push(part, base, registry, config) for part in PARTS}
+    return run(["docker", "container", "inspect", "--format", "{{.Id}}", NAME]).stdout.strip()[:12]
+
+
+def _write(target: Path, images: dict[str, Path]) -> bool:
+    """Push images and write their references as variables, unless the file says that the registry has them; say whether it was done."""
+    identity = _up()
+    stamp = f"# {identity} {' '.join(_sources_digest(folder) for folder in images.values())}"
+    if target.exists() and stamp in target.read_text().splitlines():
+        return False
     content = {
-        "app_images": {part: f"{NAME}:{PORT}/{REPOSITORY}/{part}@{digest}" for part, digest in digests.items()},
+        "app_images": {name: _push(name, folder) for name, folder in images.items()},
         "docker_registry_certificates": {f"{NAME}:{PORT}": _certificate().read_text()},
     }
-    IMAGES_FILE.write_text(f"---\n# Written by `make demo`.\n{stamp}\n" + yaml.safe_dump(content, width=200))
+    # JSON is YAML, and writes a certificate on one line.
+    target.write_text(f"---\n# Written by `make demo` for the registry that it made.\n{stamp}\n{json.dumps(content, indent=2)}\n")
     return True
+
+
+def ensure() -> bool:
+    """Bring the registry up, with the reference application's images, and write their digests into the demo's inventory.
+
+    Returns:
+        Whether anything was done.
+    """
+    changed = secrets.ensure(INVENTORY)
+    return _write(IMAGES_FILE, {part: APPLICATION / part for part in PARTS}) or changed
+
+
+def push_probe() -> bool:
+    """Bring the registry up with the probe of the role app's own scenario, and write its digest for that scenario."""
+    changed = secrets.ensure(INVENTORY)
+    return _write(_folder() / "probe.yml", {"probe": ROOT / "molecule" / "app" / "image"}) or changed
 
 
 def remove() -> None:

@@ -90,9 +90,9 @@ def _docker(*words: str, timeout_seconds: float = 120) -> str:
             ["docker", *words], check=False, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=timeout_seconds
         )
     except subprocess.TimeoutExpired as error:
-        raise Failure(f"`docker {' '.join(words[:4])}` had not ended after {timeout_seconds:.0f} s.") from error
+        raise Failure(f"`docker {' '.join(words)}` had not ended after {timeout_seconds:.0f} s.") from error
     if done.returncode != 0:
-        raise Failure(f"`docker {' '.join(words[:4])}` failed: {done.stderr.strip()[-2000:]}")
+        raise Failure(f"`docker {' '.join(words)}` failed: {done.stderr.strip()[-2000:]}")
     return done.stdout
 
 
@@ -126,12 +126,17 @@ class Project:
         lines = self.compose("ps", "--all", "--format", "json").splitlines()
         return [json.loads(line) for line in lines if line.strip()]
 
-    def mend(self) -> list[str]:
-        """Restart what is unhealthy, start what does not run, and return the names of what was mended."""
-        found = self.containers()
-        sick = [item["Name"] for item in found if item["State"] == "running" and item.get("Health") == "unhealthy"]
+    def cure(self) -> list[str]:
+        """Restart what runs and is unhealthy, and return the names."""
+        sick = [item["Name"] for item in self.containers() if item["State"] == "running" and item.get("Health") == "unhealthy"]
         for name in sick:
             _docker("restart", "--time", "10", name)
+        return sick
+
+    def mend(self) -> list[str]:
+        """Restart what is unhealthy, start what does not run, and return the names of what was mended."""
+        sick = self.cure()
+        found = self.containers()
         gone = [item["Name"] for item in found if item["State"] not in ("running", "restarting")]
         if gone or not found:
             self.compose("up", "--detach", "--remove-orphans")
@@ -230,6 +235,7 @@ def run(colour: str) -> None:
     if release.migration:
         project.compose("--profile", "migration", "run", "--rm", "--no-TTY", release.migration, timeout_seconds=1800)
     if not stopping.is_set():
+        project.cure()  # found so when this program itself was killed; waiting for it would fail at once
         project.up()
         wait_healthy(release)
         notify("READY=1")

@@ -1,0 +1,101 @@
+"""`make test`: everything that proves the repository, in the order in which a fault shows soonest."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from tools import demo, engine, host, registry
+from tools.shell import CACHE, ROOT, VENV_BIN, Failure, run, say
+
+# Longest first, so that two at a time end together; on two cores a third would only make the others slower.
+SCENARIOS = ("site", "app", "pgvector", "postgresql", "caddy", "pgbouncer", "object_store", "valkey", "docker", "base", "holdfast", "preflight")
+AT_A_TIME = 2
+SCENARIO_SECONDS = 1800
+LOGS = CACHE / "logs"
+
+
+def scenario(name: str) -> None:
+    """Run one Molecule scenario from a bare host to its end, showing it."""
+    _prepare()
+    run(_molecule(name), show=True, timeout_seconds=SCENARIO_SECONDS, env=_environment())
+
+
+def _molecule(name: str) -> list[str | Path]:
+    if not (ROOT / "molecule" / name / "molecule.yml").exists():
+        known = ", ".join(sorted(path.parent.name for path in (ROOT / "molecule").glob("*/molecule.yml")))
+        raise Failure(f"There is no scenario '{name}': it is one of {known}.")
+    return [VENV_BIN / "molecule", "test", "--scenario-name", name]
+
+
+def _environment() -> dict[str, str]:
+    # Each scenario may be run beside others: none shares a folder for temporary files with another.
+    return {"PATH": f"{VENV_BIN}:{os.environ['PATH']}", "ANSIBLE_FORCE_COLOR": "0", "NO_COLOR": "1"}
+
+
+def _prepare() -> None:
+    engine.ensure()
+    host.make_host_image()
+    host.ensure_network()
+    registry.ensure()
+
+
+def _logged(name: str, words: list[str | Path], seconds: float) -> Callable[[], str]:
+    """Make a job that runs a program into a log file, and answers with nothing, or with why it failed."""
+
+    def job() -> str:
+        log = LOGS / f"{name.replace(' ', '-')}.log"
+        begun = time.monotonic()
+        say(f"{name} …")
+        fault = ""
+        try:
+            done = run(words, timeout_seconds=seconds, env=_environment(), check=False)
+            log.write_text(done.stdout)
+            if done.returncode:
+                fault = "\n".join(done.stdout.strip().splitlines()[-60:])
+        except Failure as failure:
+            fault = str(failure)
+        say(f"{name}: {'FAILED' if fault else 'passed'} after {time.monotonic() - begun:.0f} s ({log.relative_to(ROOT)})")
+        return fault
+
+    return job
+
+
+def everything() -> int:
+    """Run all tests; return the exit code after a line that counts them."""
+    LOGS.mkdir(parents=True, exist_ok=True)
+    begun = time.monotonic()
+    faults: dict[str, str] = {}
+    count = 0
+
+    def judge(jobs: dict[str, Callable[[], str]], at_a_time: int) -> None:
+        nonlocal count
+        with ThreadPoolExecutor(at_a_time) as pool:
+            futures = {name: pool.submit(job) for name, job in jobs.items()}
+        count += len(jobs)
+        faults.update({name: fault for name, future in futures.items() if (fault := future.result())})
+
+    def python(*words: str | Path) -> list[str | Path]:
+        return [VENV_BIN / "python", *words]
+
+    judge({"lint": _logged("lint", python("-m", "tools", "lint"), 600)}, 1)
+    _prepare()
+    judge(
+        {
+            "unit": _logged("unit", [VENV_BIN / "pytest", "tests", "--durations=5"], 900),
+            "reference_app": _logged("reference_app", python(ROOT / "files" / "reference_app" / "backend" / "run_tests.py"), 1200),
+        },
+        AT_A_TIME,
+    )
+    judge({name: _logged(name, _molecule(name), SCENARIO_SECONDS) for name in SCENARIOS}, AT_A_TIME)
+    if not os.environ.get("HOLDFAST_KEEP_DEMO"):
+        judge({"demo": _logged("demo", [VENV_BIN / "pytest", "molecule/demo"], 1500)}, 1)
+        demo.down()
+    for name, fault in faults.items():
+        print(f"\n{'=' * 20} {name} {'=' * 20}\n{fault}")
+    minutes = (time.monotonic() - begun) / 60
+    print(f"\n{minutes:.1f} minutes; logs are in {LOGS.relative_to(ROOT)}\n{count - len(faults)} passed, {len(faults)} failed")
+    return 1 if faults else 0
