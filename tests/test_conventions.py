@@ -113,7 +113,8 @@ FAULTS = [
 @pytest.mark.parametrize("check", RULES, ids=lambda check: check.__name__)
 def test_repository_keeps(check: Rule) -> None:
     faults = list(check(ROOT))
-    assert not faults, "\n".join([str(check.__doc__), *faults])
+    if faults:
+        pytest.fail("\n".join([str(check.__doc__), *faults]), pytrace=False)
 
 
 @pytest.mark.parametrize("check", RULES, ids=lambda check: check.__name__)

@@ -63,10 +63,10 @@ def checks(root: Path = ROOT) -> list[Check]:
     found = [
         Check("ansible-lint", [["ansible-lint", "--offline", "--nocolor", "-q", "-f", "pep8"]]),
         Check("mypy", _typed(root)),
-        Check("conventions", [["pytest", "-q", "--no-header", "tests/test_conventions.py", "tests/test_lint_rules.py"]]),
+        Check("conventions", [["pytest", "-q", "--no-header", "--tb=short", "tests/test_conventions.py", "tests/test_lint_rules.py"]]),
         Check("yamllint", [["yamllint", "--strict", "."]]),
         Check("ruff check", [["ruff", "check", "--quiet", "--output-format", "concise"]]),
-        Check("ruff format", [["ruff", "format", "--check", "--quiet"]]),
+        Check("ruff format", [["ruff", "format", "--check", "--output-format", "concise"]]),
         Check("README of each role", [["python", "-m", "tools.readme", "--check"]]),
     ]
     if scripts:

@@ -1,0 +1,146 @@
+"""The controller's tools: commands that fail say so in a sentence, and generated files are what their sources say."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tools import lint, readme, shell
+from tools.shell import Failure, run
+
+ROOT = Path(__file__).resolve().parent.parent
+GOOD = ROOT / "tests" / "fixtures" / "conventions" / "good"
+
+
+def test_run_returns_output() -> None:
+    assert run(["printf", "a\nb"]).stdout == "a\nb"
+
+
+def test_run_passes_stdin_and_environment() -> None:
+    done = run(["sh", "-c", 'cat; printf "$HOLDFAST_X"'], stdin="in ", env={"HOLDFAST_X": "out"})
+    assert done.stdout == "in out"
+
+
+def test_run_gives_no_terminal() -> None:
+    assert run(["cat"], timeout_seconds=5).stdout == ""
+
+
+def test_failed_command_is_named_with_its_last_lines() -> None:
+    with pytest.raises(Failure, match=r"`sh -c .*` failed with exit code 3") as caught:
+        run(["sh", "-c", "seq 100; exit 3"])
+    assert str(caught.value).endswith("\n100")
+    assert "\n85\n" not in str(caught.value)
+
+
+def test_failed_command_without_check_returns() -> None:
+    assert run(["false"], check=False).returncode == 1
+
+
+def test_missing_program_is_named() -> None:
+    with pytest.raises(Failure, match=r"^The program holdfast-no-such-program is not installed\.$"):
+        run(["holdfast-no-such-program"])
+
+
+def test_timeout_is_named() -> None:
+    with pytest.raises(Failure, match=r"^`sleep 5` had not ended after 0 s\.$"):
+        run(["sleep", "5"], timeout_seconds=0.1)
+
+
+def test_fail_ends_with_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        shell.fail("Nothing works.")
+    assert ended.value.code == 1
+    assert capsys.readouterr().err == "\nholdfast: Nothing works.\n"
+
+
+def test_step_says_its_time(capsys: pytest.CaptureFixture[str]) -> None:
+    with shell.step("Do it"):
+        pass
+    assert "Do it …" in (told := capsys.readouterr().err)
+    assert "Do it: done in 0.0 s" in told
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """A small repository whose README.md has the markers and is up to date."""
+    shutil.copytree(GOOD, tmp_path / "tree")
+    (tmp_path / "tree" / "README.md").write_text(f"# Top\n\n{readme.BEGIN}\n{readme.END}\n\nEnd.\n", encoding="utf-8")
+    assert readme.main([], tmp_path / "tree") == 0
+    return tmp_path / "tree"
+
+
+def test_readme_tells_inputs_promises_and_tags(tree: Path) -> None:
+    text = (tree / "roles/sample/README.md").read_text(encoding="utf-8")
+    assert "| `sample_domain` | str | **required** | Name of the host. |" in text
+    assert "| `sample_password` | str | **required** | Password of the service. Secret. |" in text
+    assert "| `sample_timeout_seconds` | int | `5` | Longest wait in seconds. |" in text
+    assert "- The service answers. (`test_answers`)" in text
+    assert "`sample`, `sample:configure`." in text
+
+
+def test_table_is_between_the_markers(tree: Path) -> None:
+    text = (tree / "README.md").read_text(encoding="utf-8")
+    assert text.startswith("# Top\n")
+    assert text.endswith(f"{readme.END}\n\nEnd.\n")
+    assert "| The service answers. | [sample](roles/sample/README.md) | [`test_answers`](files/promises/test_sample.py) |" in text
+
+
+def test_fresh_readme_passes_the_check(tree: Path) -> None:
+    assert readme.main(["--check"], tree) == 0
+
+
+@pytest.mark.parametrize(
+    ("path", "old", "new"),
+    [
+        ("roles/sample/meta/argument_specs.yml", "Longest wait", "Shortest wait"),
+        ("files/promises/test_sample.py", "The service answers.", "The service answers at once."),
+        ("roles/sample/tasks/main.yml", "sample:configure", "sample:service"),
+    ],
+)
+def test_check_names_the_stale_file(tree: Path, path: str, old: str, new: str, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tree / path
+    file.write_text(file.read_text(encoding="utf-8").replace(old, new), encoding="utf-8")
+    before = (tree / "roles/sample/README.md").read_text(encoding="utf-8")
+    assert readme.main(["--check"], tree) == 1
+    assert "roles/sample/README.md is stale: run `make readme` and commit it." in capsys.readouterr().err
+    assert (tree / "roles/sample/README.md").read_text(encoding="utf-8") == before
+
+
+def test_missing_markers_are_named(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tree / "README.md").write_text("# Top\n", encoding="utf-8")
+    assert readme.main(["--check"], tree) == 1
+    assert readme.BEGIN in capsys.readouterr().err
+
+
+def test_missing_top_readme_is_named(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tree / "README.md").unlink()
+    assert readme.main([], tree) == 1
+    assert "README.md is missing" in capsys.readouterr().err
+
+
+def test_bars_and_markup_survive_the_table() -> None:
+    assert list(readme._rows({"x_y": {"type": "str", "default": "a|b", "description": "Either C(a|b) or I(none)."}})) == [
+        '| `x_y` | str | `"a\\|b"` | Either `a\\|b` or *none*. |'
+    ]
+
+
+def test_nested_options_have_dotted_names() -> None:
+    option = {"type": "list", "elements": "dict", "options": {"name": {"type": "str", "required": True, "description": "Its name."}}}
+    assert [row.split("|")[1].strip() for row in readme._rows({"app_services": option})] == ["`app_services`", "`app_services[].name`"]
+
+
+def test_shell_scripts_are_found() -> None:
+    assert ROOT / ".ci/run" in lint.shell_scripts()
+    assert ROOT / "tools/vault-password" not in lint.shell_scripts()
+
+
+def test_failed_check_returns_what_it_printed() -> None:
+    faults, _ = lint.perform(lint.Check("x", [["python", "-c", "print('bad'); raise SystemExit(1)"], ["python", "-c", "print('good')"]]))
+    assert faults == "bad"
+
+
+def test_missing_linter_is_named() -> None:
+    with pytest.raises(Failure, match=r"no-such-linter is missing in \.venv: run `make venv`"):
+        lint.perform(lint.Check("x", [["no-such-linter"]]))
