@@ -1,6 +1,7 @@
 // The whole frontend: no framework, no build step. Text from documents is only ever set as textContent.
 
 const POLL_MILLISECONDS = 1000;
+const SURE_MILLISECONDS = 4000;
 const PASSAGES = 5;
 
 const $ = (id) => document.getElementById(id);
@@ -94,7 +95,8 @@ function renderDocument(item) {
   row.querySelector(".status").className = `status ${item.status}`;
   row.querySelector(".reason").textContent = item.reason ?? "";
   row.querySelector(".reason").hidden = !item.reason;
-  row.querySelector(".delete").setAttribute("aria-label", `Delete ${item.filename}`);
+  const button = row.querySelector(".delete");
+  if (!button.classList.contains("sure")) button.setAttribute("aria-label", `Delete ${item.filename}`);
   return row;
 }
 
@@ -189,12 +191,27 @@ $("ask-form").addEventListener("submit", (event) => {
   });
 });
 
+/** Deleting takes a second press within a few seconds: it cannot be undone. */
+function askAgain(button, name) {
+  button.classList.add("sure");
+  button.textContent = "Really delete?";
+  button.setAttribute("aria-label", `Really delete ${name}? Press again.`);
+  setTimeout(() => {
+    button.classList.remove("sure");
+    button.textContent = "Delete";
+    button.setAttribute("aria-label", `Delete ${name}`);
+  }, SURE_MILLISECONDS);
+}
+
 $("documents").addEventListener("click", (event) => {
   const button = event.target.closest(".delete");
   if (!button) return;
   const row = button.closest("li");
   const name = row.querySelector(".filename").textContent;
-  if (!window.confirm(`Delete ${name}?`)) return;
+  if (!button.classList.contains("sure")) {
+    askAgain(button, name);
+    return;
+  }
   run(button, async () => {
     await call("DELETE", `/documents/${row.dataset.id}`);
     await refresh();
