@@ -15,6 +15,7 @@ COMMANDS: dict[str, tuple[str, str, tuple[str, ...], str]] = {
     "engine": ("tools.engine", "ensure", (), "install and start the container engine"),
     "host-up": ("tools.host", "up", ("name",), "bring a test host up"),
     "host-down": ("tools.host", "down", ("name",), "remove a test host"),
+    "host-reboot": ("tools.host", "reboot", ("name",), "restart a test host and wait until it is up"),
     "registry-up": ("tools.registry", "ensure", (), "bring the registry up, with the reference application's images"),
     "push-probe": ("tools.registry", "push_probe", (), "bring the registry up with the probe of the role app's scenario"),
     "secrets": ("tools.secrets", "ensure", ("inventory",), "write a random value for every secret that an inventory lacks"),

@@ -156,3 +156,9 @@ def remove_images_and_network() -> None:
         run(["docker", "image", "rm", "--force", *ours])
     run(["docker", "image", "prune", "--force"], check=False)
     run(["docker", "network", "rm", NETWORK], check=False)
+
+
+def reboot(name: str) -> None:
+    """Restart a host as a power button would: systemd stops everything, and boots again."""
+    run(["docker", "restart", "--time", "90", name], timeout_seconds=180)
+    wait_booted(name)
