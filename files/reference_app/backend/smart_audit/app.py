@@ -5,7 +5,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Annotated, Any
 
@@ -29,7 +29,7 @@ from smart_audit.embedding import embed
 from smart_audit.errors import Unavailable
 from smart_audit.metrics import Metrics
 from smart_audit.middleware import BodyLimit, OriginCheck, Telemetry, client_address
-from smart_audit.migrate import revisions
+from smart_audit.migrations import revisions
 from smart_audit.objectstore import ObjectStore
 from smart_audit.passwords import verify_password
 from smart_audit.problems import MEDIA_TYPE, Problem, ProblemDetails, unavailable
@@ -78,13 +78,17 @@ def _state(check: Callable[[], object]) -> str:
     return "ok"
 
 
-def services(request: Request) -> Services:
+# Not for waiting, but because FastAPI would send a plain function to another thread and back for one attribute.
+async def services(request: Request) -> Services:
     """Return the process's services."""
     found: Services = request.app.state.services
     return found
 
 
-def current_user(request: Request) -> User:
+Tools = Annotated[Services, Depends(services)]
+
+
+def current_user(request: Request, tools: Tools) -> User:
     """Return who is logged in, by one query.
 
     Raises:
@@ -92,7 +96,6 @@ def current_user(request: Request) -> User:
     """
     token = request.cookies.get(COOKIE)
     if token:
-        tools = services(request)
         user = tools.database.read(lambda connection: tools.sessions.check(connection, token))
         if user:
             return user
@@ -100,7 +103,6 @@ def current_user(request: Request) -> User:
 
 
 CurrentUser = Annotated[User, Depends(current_user)]
-Tools = Annotated[Services, Depends(services)]
 
 
 class Credentials(BaseModel):
@@ -197,7 +199,7 @@ def logout(request: Request, tools: Tools) -> Response:
 
 
 @api.get("/session", responses=_problems(401))
-def session(user: CurrentUser) -> SessionOut:
+async def session(user: CurrentUser) -> SessionOut:
     """Tell who is logged in."""
     return SessionOut(username=user.username)
 
@@ -272,7 +274,7 @@ def list_documents(
 ) -> list[DocumentOut]:
     """List documents, newest first."""
     found = tools.database.read(lambda connection: documents.newest(connection, limit, before))
-    return [DocumentOut(**asdict(document)) for document in found]
+    return [DocumentOut(**vars(document)) for document in found]
 
 
 def _document_id(document_id: str) -> uuid.UUID:
@@ -293,7 +295,7 @@ def get_document(document_id: str, _user: CurrentUser, tools: Tools) -> Document
     document = tools.database.read(lambda connection: documents.get(connection, wanted))
     if document is None:
         raise _no_document()
-    return DocumentOut(**asdict(document))
+    return DocumentOut(**vars(document))
 
 
 @api.delete("/documents/{document_id}", status_code=204, responses=_problems(401, 403, 404))
@@ -320,7 +322,7 @@ def search(
     if embedding is None:
         raise Problem(422, "invalid", "q: write at least one word.")
     hits = tools.database.transaction(lambda connection: documents.search(connection, embedding, limit))
-    return [HitOut(**asdict(hit)) for hit in hits]
+    return [HitOut(**vars(hit)) for hit in hits]
 
 
 @operations.get("/healthz")

@@ -4,10 +4,10 @@ import logging
 
 from alembic import command
 from alembic.config import Config
-from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, text
 
 from smart_audit.database import Database
+from smart_audit.migrations import revisions
 from smart_audit.passwords import hash_password, verify_password
 from smart_audit.settings import MigrateSettings
 
@@ -17,15 +17,11 @@ log = logging.getLogger(__name__)
 _LOCK = 7_265_616_475
 
 
-def _config() -> Config:
+def alembic_config() -> Config:
+    """Return Alembic's configuration, without a file."""
     config = Config()
     config.set_main_option("script_location", "smart_audit:migrations")
     return config
-
-
-def revisions() -> list[str]:
-    """Return the revisions that this release knows, oldest first."""
-    return [script.revision for script in ScriptDirectory.from_config(_config()).walk_revisions()][::-1]
 
 
 def _ensure_user(connection: Connection, username: str, password: str) -> str:
@@ -66,7 +62,7 @@ def migrate(settings: MigrateSettings) -> None:
         # Waiting long for a table's lock would queue every reader behind us; failing and being run again is better.
         connection.execute(text("SET lock_timeout = '10s'"))
         connection.commit()
-        config = _config()
+        config = alembic_config()
         config.attributes["connection"] = connection
         command.upgrade(config, "head")
         user = _ensure_user(connection, settings.admin_username, settings.admin_password)

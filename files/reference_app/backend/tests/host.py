@@ -299,8 +299,9 @@ server_login_retry = 1
         """Return the application's whole environment; an override with an empty value removes a variable."""
         names = ("DATABASE_URL", "MIGRATION_DATABASE_URL", "VALKEY_URL", "S3_ACCESS_KEY", "S3_SECRET_KEY", "SESSION_SECRET")
         values = {f"{name}_FILE": str(self.secrets / name.lower()) for name in (*names, "ADMIN_PASSWORD")}
+        # Of this container's own variables only those that the shipped image sets.
+        values |= {name: value for name, value in os.environ.items() if name == "PATH" or name.startswith("MALLOC_")}
         values |= {
-            "PATH": os.environ["PATH"],
             "S3_ENDPOINT_URL": f"https://localhost:{S3_RELAY_PORT}",
             "S3_REGION": "us-east-1",
             "S3_BUCKET": BUCKET,

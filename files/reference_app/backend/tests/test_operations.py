@@ -6,12 +6,12 @@ import stat
 import subprocess
 import time
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from smart_audit.settings import MigrateSettings, ServeSettings, SettingsError, WorkerSettings
-from smart_audit.settings import Environment
+from smart_audit.settings import Environment, MigrateSettings, ServeSettings, SettingsError, WorkerSettings
 from smart_audit.uploads import clean_filename
 from tests.conftest import App, Client, connect, log_in, run_migrate, start_backend
 from tests.host import SMART_AUDIT, USERNAME, Platform, wait_for
@@ -120,6 +120,18 @@ def test_migrations_from_empty_and_again(platform: Platform) -> None:
     assert dump() == first
 
 
+def test_migrations_are_named_after_their_revisions() -> None:
+    """What the web process reads from the files' names is what Alembic finds in them, in one line without branches."""
+    from alembic.script import ScriptDirectory
+
+    from smart_audit.migrate import alembic_config
+    from smart_audit.migrations import revisions
+
+    script = ScriptDirectory.from_config(alembic_config())
+    assert revisions() == [step.revision for step in script.walk_revisions()][::-1]
+    assert script.get_current_head() == revisions()[-1]
+
+
 def test_application_role_cannot_change_the_schema(platform: Platform) -> None:
     """The role that serves has rows to read and write, and nothing else."""
     import psycopg
@@ -213,10 +225,14 @@ def test_metrics(client: Client) -> None:
     assert not [series for series in after if "coffee" in series]
 
 
-def test_backend_is_small(client: Client, backend: App) -> None:
-    """A backend that has answered requests stays under 120 MiB."""
+def test_backend_is_small(client: Client, backend: App, platform: Platform) -> None:
+    """A backend that has answered requests, hashed passwords side by side and taken uploads stays under 120 MiB."""
     for _ in range(50):
         client.get("/api/search?q=small")
+    for _ in range(5):
+        client.upload(b"word " * 400_000)
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda _: log_in(connect(backend.environment["UDS_PATH"]), platform), range(16)))
     assert backend.memory_mib() < 120
 
 
@@ -389,8 +405,6 @@ def test_socket_cannot_be_made(platform: Platform, tmp_path: Path) -> None:
 
 def test_more_clients_than_connections(client: Client, backend: App, token: str) -> None:
     """Forty clients at once on a pool of eight connections: nobody is refused."""
-    from concurrent.futures import ThreadPoolExecutor
-
     def ask(_number: int) -> int:
         return connect(backend.environment["UDS_PATH"], token).get("/api/search?q=crowd").status_code
 
