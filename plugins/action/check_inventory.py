@@ -17,6 +17,15 @@ from ansible.vars.reserved import get_reserved_names
 PLACEHOLDER = re.compile(r"\bexample\.(?:com|org|net)\b|\bCHANGE[_-]?ME\b|\bREPLACE[_-]?ME\b|<[a-z_ -]+>", re.IGNORECASE)
 # Upstream: NIST SP 800-63B asks for 8 characters of what a person picks; these are made by a machine and guard a host.
 SECRET_LENGTH = 16
+KINDS = {
+    "str": "text",
+    "path": "a path",
+    "int": "a whole number (int)",
+    "float": "a number (float)",
+    "bool": "true or false (bool)",
+    "list": "a list",
+    "dict": "a mapping of names to values (dict)",
+}
 # Variables that Ansible, or a tool that calls it, puts into every play.
 FOREIGN = re.compile(
     r"^(ansible_|molecule_|inventory_|role_|playbook_dir|group_names$|groups$|hostvars$|omit$|play_hosts$|environment$|vars$|discovered_)"
@@ -38,9 +47,12 @@ class ActionModule(ActionBase):
         folder = Path(variables["role_path"]).parent
         all_specs = {path.parent.parent.name: _options(path) for path in sorted(folder.glob("*/meta/argument_specs.yml"))}
 
-        faults = list(_unknown(variables, all_specs))
+        found: dict[str, str] = {}
         for role in roles:
-            faults += self._check_role(all_specs.get(role, {}), variables)
+            found |= self._check_role(all_specs.get(role, {}), variables)
+        # A value that is made from a bad one is not a second fault.
+        own = [text for name, text in found.items() if not _mentions(variables.get(name), found.keys() - {name})]
+        faults = [*_unknown(variables, all_specs), *own]
         if faults:
             result["failed"] = True
             result["faults"] = faults
@@ -53,41 +65,42 @@ class ActionModule(ActionBase):
         """Say whether a role runs on this host: a role with a group of its name runs only there."""
         return role not in variables["groups"] or role in variables["group_names"]
 
-    def _check_role(self, options: dict[str, dict[str, Any]], variables: dict[str, Any]) -> Iterator[str]:
-        given: dict[str, Any] = {}
-        undefined: set[str] = set()
+    def _check_role(self, options: dict[str, dict[str, Any]], variables: dict[str, Any]) -> dict[str, str]:
+        """Return one sentence for each input of a role that is wrong."""
+        faults = {}
         for name, option in options.items():
-            if name not in variables:
-                continue
             try:
-                given[name] = self._templar.template(variables[name])
+                value = self._templar.template(variables[name]) if name in variables else None
             except AnsibleError as error:
-                undefined.add(name)
-                yield f"{name} has no value: {_short(error)}"
+                faults[name] = f"{name} has no value: {_short(error)}: define that, or write another value."
                 continue
-            if option.get("no_log") and isinstance(given[name], str):
-                if len(given[name]) < SECRET_LENGTH:
-                    yield (
-                        f"{name} is a secret of {len(given[name])} characters: write at least {SECRET_LENGTH}, "
-                        "or let `make secrets` write it."
-                    )
-                    continue
-            for text in _strings(given[name]):
-                if PLACEHOLDER.search(text):
-                    shown = "a placeholder" if option.get("no_log") else f"the placeholder '{text}'"
-                    yield f"{name} still holds {shown}: write your own value in the inventory."
-                    break
-        for name, option in options.items():
-            if option.get("required") and given.get(name) is None and name not in undefined:
-                way = "run `make secrets`" if option.get("no_log") else "write it in the inventory"
-                yield f"{name} is missing: {way} ({_sentence(option['description'])})."
-        present = {name: option for name, option in options.items() if name in given}
-        validator = ArgumentSpecValidator({name: {**option, "no_log": False} for name, option in present.items()})
-        for message in validator.validate(given).error_messages:
-            named = next((name for name in sorted(present, key=len, reverse=True) if name in message), "")
-            shown = "" if not named or present[named].get("no_log") else f" (it is {given[named]!r})"
-            text = message if not (named and present[named].get("no_log")) else f"{named} has the wrong type"
-            yield f"{text}{shown}: see the README of its role."
+            if text := _missing(name, option) if value is None else _wrong(name, option, value):
+                faults[name] = text
+        return faults
+
+
+def _missing(name: str, option: dict[str, Any]) -> str:
+    way = "run `make secrets`" if option.get("no_log") else "write it in the inventory"
+    return f"{name} is missing: {way} ({_sentence(option['description'])})." if option.get("required") else ""
+
+
+def _wrong(name: str, option: dict[str, Any], value: Any) -> str:
+    secret = option.get("no_log")
+    if secret and isinstance(value, str) and len(value) < SECRET_LENGTH:
+        return f"{name} is a secret of {len(value)} characters: write at least {SECRET_LENGTH}, or let `make secrets` write it."
+    if held := next((text for text in _strings(value) if PLACEHOLDER.search(text)), None):
+        shown = "a placeholder" if secret else f"the placeholder '{held}'"
+        return f"{name} still holds {shown}: write your own value in the inventory."
+    messages = ArgumentSpecValidator({name: {**option, "no_log": False}}).validate({name: value}).error_messages
+    if not messages:
+        return ""
+    shown = "of the wrong kind" if secret else repr(value)
+    if option.get("choices"):
+        return f"{name} is {shown}: write one of {', '.join(map(str, option['choices']))}."
+    if "options" not in option or f"argument '{name}'" in messages[0]:
+        return f"{name} is {shown}: write {KINDS.get(option['type'], option['type'])}."
+    # The fault is in a part of it, and Ansible says in which.
+    return f"{name} is wrong: {'' if secret else messages[0].rstrip('.') + '; '}see {name} in the README of its role."
 
 
 def _options(path: Path) -> dict[str, dict[str, Any]]:
@@ -102,8 +115,13 @@ def _unknown(variables: dict[str, Any], specs: dict[str, dict[str, Any]]) -> Ite
         if name in known or name in reserved or name.startswith("__") or FOREIGN.match(name):
             continue
         close = difflib.get_close_matches(name, known, n=1, cutoff=0.75)
-        way = f"did you mean {close[0]}?" if close else "no role has such an input; take it out, or declare it in the role's argument_specs.yml."
+        way = f"did you mean {close[0]}?" if close else "no role has such an input; take it out, or declare it in argument_specs.yml."
         yield f"{name} is unknown: {way}"
+
+
+def _mentions(value: Any, names: set[str]) -> bool:
+    """Say whether a value, as it is written, is a template of one of these variables."""
+    return any(re.search(rf"\{{[{{%].*\b{name}\b", text, re.DOTALL) for text in _strings(value) for name in names)
 
 
 def _strings(value: Any) -> Iterator[str]:
@@ -123,4 +141,4 @@ def _sentence(description: str | list[str]) -> str:
 
 
 def _short(error: Exception) -> str:
-    return str(error).strip().splitlines()[0].rstrip(".") + "."
+    return str(error).strip().splitlines()[0].rstrip(".")

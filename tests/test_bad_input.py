@@ -1,0 +1,301 @@
+"""Bad input is refused before the host is touched: one sentence with the variable, the value and the way out, exit code not 0.
+
+The real site.yml runs its preflight with the demo's inventory and one bad value a case. Cases that don't get into each other's way share a
+host of the inventory, and all of its hosts stand for the same container: one run of ansible-playbook tries all cases, and each is judged by
+its own sentence.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tools import engine, host
+from tools.shell import ROOT, VENV_BIN, run
+
+HOST = "holdfast-badinput"
+OLD_HOST = "holdfast-badinput-old"
+DIGEST = "sha256:" + "0" * 64
+MINE = "b52d8c0e4f7a4c1f9a6d3e2b1c0f9e8d"
+
+
+@dataclass(frozen=True)
+class Case:
+    """One bad input: who refuses it, the words that the sentence must hold, and what it sets or leaves out."""
+
+    name: str
+    by: str
+    said: tuple[str, ...]
+    sets: dict[str, Any] = field(default_factory=dict)
+    lacks: str = ""
+    on: str = HOST
+
+
+def service(**parts: Any) -> dict[str, Any]:
+    """Describe the inputs of an application with one service that differs from a good one."""
+    return {"app_services": [{"name": "backend", "image": "backend", "command": ["serve"], "health_path": "/readyz", **parts}]}
+
+
+CASES = [
+    Case("missing variable", "inventory", ("postgresql_database", "is missing", "write it in the inventory"), lacks="postgresql_database"),
+    Case("missing secret", "inventory", ("postgresql_app_password", "is missing", "make secrets"), lacks="postgresql_app_password"),
+    Case("null value", "inventory", ("caddy_domain", "is missing", "write it in the inventory"), {"caddy_domain": None}),
+    Case("placeholder", "inventory", ("caddy_domain", "'app.example.com'", "write your own value"), {"caddy_domain": "app.example.com"}),
+    Case(
+        "placeholder inside",
+        "inventory",
+        ("app_environment", "'https://x.example.org'", "write your own"),
+        {"app_environment": {"A": "https://x.example.org"}},
+    ),
+    Case("unknown near miss", "inventory", ("postgresql_memroy_mb", "did you mean postgresql_memory_mb?"), {"postgresql_memroy_mb": 512}),
+    Case("unknown key", "inventory", ("zookeeper_quorum", "no role has such an input", "take it out"), {"zookeeper_quorum": 3}),
+    Case("wrong type number", "inventory", ("postgresql_max_connections", "'many'", "int"), {"postgresql_max_connections": "many"}),
+    Case("wrong type list", "inventory", ("base_ntp_servers", "{'a': 1}", "list"), {"base_ntp_servers": {"a": 1}}),
+    Case("wrong type yes or no", "inventory", ("base_reboot_automatically", "'perhaps'", "bool"), {"base_reboot_automatically": "perhaps"}),
+    Case("wrong choice", "inventory", ("caddy_tls", "'selfsigned'", "internal"), {"caddy_tls": "selfsigned"}),
+    Case("undefined reference", "inventory", ("base_timezone", "no_such_variable"), {"base_timezone": "{{ no_such_variable }}"}),
+    Case("port 0", "object_store", ("object_store_port is 0", "write a port from 1"), {"object_store_port": 0}),
+    Case(
+        "port too high", "caddy", ("caddy_public_https_port is 70000", "write a port from 1 to 65535"), {"caddy_public_https_port": 70000}
+    ),
+    Case("replicas 0", "app", ("app_services", "replicas 0", "write 1 to 64"), service(replicas=0)),
+    Case(
+        "more memory than the host has",
+        "postgresql",
+        ("postgresql_memory_mb is 9999999", "MB in all", "write at most"),
+        {"postgresql_memory_mb": 9999999},
+    ),
+    Case("services larger than the host", "app", ("app_services", "memory_mb 9999999", "write less"), service(memory_mb=9999999)),
+    Case("too little memory", "preflight", ("preflight_memory_mb", "9999999", "give it more memory"), {"preflight_memory_mb": 9999999}),
+    Case("too little disk", "preflight", ("preflight_disk_mb", "99999999", "make room"), {"preflight_disk_mb": 99999999}),
+    Case(
+        "image without digest",
+        "app",
+        ("app_images", "r.test/backend:1.0", "host/name@sha256"),
+        {"app_images": {"backend": "r.test/backend:1.0", "frontend": f"r.test/frontend@{DIGEST}"}},
+    ),
+    Case("domain that is no name", "caddy", ("caddy_domain", "'https://my app/'", "write a name"), {"caddy_domain": "https://my app/"}),
+    Case(
+        "two services on one port",
+        "object_store",
+        ("object_store_port is 9333", "listens on", "write another port"),
+        {"object_store_port": 9333},
+    ),
+    Case(
+        "two services of one name", "app", ("app_services", "backend", "give each its own"), {"app_services": service()["app_services"] * 2}
+    ),
+    Case("empty secret", "inventory", ("postgresql_app_password", "0 characters", "make secrets"), {"postgresql_app_password": ""}),
+    Case(
+        "short secret", "inventory", ("app_session_secret", "5 characters", "at least 16", "make secrets"), {"app_session_secret": "q7x2z"}
+    ),
+    Case(
+        "placeholder in a secret",
+        "inventory",
+        ("app_session_secret", "a placeholder", "own value"),
+        {"app_session_secret": "change-me-" + "CHANGE_ME" * 3},
+    ),
+    Case(
+        "bucket that can't be reached",
+        "bucket",
+        ("https://127.0.0.1:9", "nobody"),
+        {
+            "app_bucket_endpoint_url": "https://127.0.0.1:9",
+            "app_bucket_name": "nobody",
+            "app_bucket_access_key": "k",
+            "app_bucket_secret_key": MINE,
+        },
+    ),
+    Case("host that is not Debian 13", "system", ("Debian 12", "Debian 13 only", "install the machine anew"), on=OLD_HOST),
+]
+GOOD = Case("good", "nobody", ())
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one run said: by host the task that failed and its result, and the counts of each host; and the container's files."""
+
+    code: int
+    failed: dict[str, dict[str, Any]]
+    stats: dict[str, dict[str, int]]
+    changed_files: set[str]
+
+
+def pack(cases: list[Case]) -> dict[str, list[Case]]:
+    """Put cases together on hosts: those that the same role refuses, on the same machine, with different variables."""
+    hosts: dict[str, list[Case]] = {}
+    for case in cases:
+        names = {*case.sets, case.lacks} - {""}
+        for held in hosts.values():
+            taken = {name for other in held for name in (*other.sets, other.lacks)}
+            if (held[0].by, held[0].on) == (case.by, case.on) and not names & taken:
+                held.append(case)
+                break
+        else:
+            hosts[f"case-{len(hosts)}"] = [case]
+    return hosts
+
+
+PACKED = pack([*CASES, GOOD])
+
+
+def inputs(inventory: str) -> dict[str, Any]:
+    """Read an inventory's values, without what programs write into it."""
+    found: dict[str, Any] = {}
+    for path in sorted((ROOT / "inventories" / inventory / "group_vars" / "all").glob("*.yml")):
+        if path.name not in ("vault.yml", "images.yml"):
+            found |= yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    return found
+
+
+def secrets() -> dict[str, str]:
+    """Make a value for every secret that the roles require; no two are the same."""
+    found: dict[str, str] = {}
+    for path in sorted((ROOT / "roles").glob("*/meta/argument_specs.yml")):
+        options = yaml.safe_load(path.read_text(encoding="utf-8"))["argument_specs"]["main"].get("options") or {}
+        found |= {name: f"{name[::-1]}{MINE}"[:40] for name, option in options.items() if option.get("no_log") and option.get("required")}
+    return found
+
+
+def write_inventory(folder: Path, base: dict[str, Any], packed: dict[str, list[Case]]) -> Path:
+    """Write an inventory: what any case lacks is set for each other host instead of for all."""
+    lacking = {case.lacks for cases in packed.values() for case in cases if case.lacks}
+    hosts = {}
+    for name, cases in packed.items():
+        lacks = {case.lacks for case in cases}
+        hosts[name] = {"ansible_connection": "community.docker.docker", "ansible_host": cases[0].on}
+        hosts[name] |= {each: base[each] for each in lacking - lacks}
+        for case in cases:
+            hosts[name] |= case.sets
+    groups = {"all": {"hosts": hosts}, "object_store": {"hosts": dict.fromkeys(hosts)}}
+    (folder / "group_vars" / "all").mkdir(parents=True)
+    (folder / "hosts.yml").write_text(yaml.safe_dump(groups), encoding="utf-8")
+    kept = {name: value for name, value in base.items() if name not in lacking}
+    (folder / "group_vars" / "all" / "inputs.yml").write_text(yaml.safe_dump(kept), encoding="utf-8")
+    return folder
+
+
+def play(inventory: Path) -> Outcome:
+    """Run the preflight of site.yml against an inventory."""
+    before = files_changed()
+    done = subprocess.run(
+        [VENV_BIN / "ansible-playbook", "-i", inventory, "site.yml", "--tags", "preflight"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+        env={
+            **os.environ,
+            "PATH": f"{VENV_BIN}:{os.environ['PATH']}",
+            "ANSIBLE_STDOUT_CALLBACK": "ansible.posix.json",
+            # The hosts here are cases: the fault of one must not end the others.
+            "ANSIBLE_ANY_ERRORS_FATAL": "false",
+            "ANSIBLE_FORKS": "4",
+            "ANSIBLE_LOCALHOST_WARNING": "false",
+            "ANSIBLE_DEPRECATION_WARNINGS": "false",
+        },
+    )
+    start = done.stdout.find("{\n")
+    assert start >= 0, done.stdout + done.stderr
+    told, _ = json.JSONDecoder().raw_decode(done.stdout[start:])
+    failed = {
+        name: result
+        for each in told["plays"]
+        for task in each["tasks"]
+        for name, result in task["hosts"].items()
+        if result.get("failed") or result.get("unreachable")
+    }
+    return Outcome(done.returncode, failed, told["stats"], files_changed() - before)
+
+
+def files_changed() -> set[str]:
+    """Name the container's files that differ from its image, but for what a login, apt's cache and a running system leave."""
+    listed = run(["docker", "diff", HOST]).stdout.splitlines()
+    passing = ("/root", "/tmp", "/run", "/var/log", "/var/lib/systemd", "/var/cache/apt", "/var/tmp")
+    return {line[2:] for line in listed if not line[2:].startswith(passing) and "__pycache__" not in line}
+
+
+@pytest.fixture(scope="module")
+def machine() -> Iterator[None]:
+    """Bring up a bare host, and one that runs Debian 12 as far as it tells."""
+    engine.ensure()
+    host.down(HOST)
+    host.down(OLD_HOST)
+    try:
+        host.up(HOST)
+        # It only has to be asked: no service runs in it.
+        run(["docker", "run", "--detach", "--name", OLD_HOST, "--label", host.LABEL, host.make_host_image(), "sleep", "infinity"])
+        rename = "sed -i 's/trixie/bookworm/g; s/13/12/g' /usr/lib/os-release; echo 12.11 > /etc/debian_version"
+        run(["docker", "exec", OLD_HOST, "sh", "-c", rename])
+        yield
+    finally:
+        host.down(HOST)
+        host.down(OLD_HOST)
+
+
+@pytest.fixture(scope="module")
+def base() -> dict[str, Any]:
+    """The demo's inventory with secrets, and images of a registry that nobody asks."""
+    images = {name: f"r.test/{name}@{DIGEST}" for name in ("backend", "frontend")}
+    return {**inputs("demo"), "app_images": images, **secrets()}
+
+
+@pytest.fixture(scope="module")
+def outcome(machine: None, base: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+    """Run all cases, and a good one beside them."""
+    folder = tmp_path_factory.mktemp("demo") / "inventory"
+    try:
+        return play(write_inventory(folder, base, PACKED))
+    finally:
+        shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_refused_in_one_sentence(case: Case, outcome: Outcome) -> None:
+    name = next(name for name, cases in PACKED.items() if case in cases)
+    assert name in outcome.failed, "it was accepted"
+    message = str(outcome.failed[name]["msg"])
+    faults = outcome.failed[name].get("faults", [message])
+    matching = [fault for fault in faults if all(words in fault for words in case.said)]
+    assert len(matching) == 1, message
+    assert "Nothing was changed on" in message, message
+    assert not any(secret in message for secret in (MINE, "q7x2z", "CHANGE_ME")), "the message shows a secret"
+
+
+@pytest.mark.parametrize("name", PACKED)
+def test_one_sentence_a_fault(name: str, outcome: Outcome) -> None:
+    faults = outcome.failed.get(name, {}).get("faults")
+    assert faults is None or len(faults) == len(PACKED[name]), faults
+
+
+def test_exit_code_is_not_0(outcome: Outcome) -> None:
+    assert outcome.code != 0
+
+
+def test_good_inventory_is_accepted(outcome: Outcome) -> None:
+    name = next(name for name, cases in PACKED.items() if GOOD in cases)
+    assert name not in outcome.failed, outcome.failed[name]["msg"]
+
+
+def test_nothing_was_changed(outcome: Outcome) -> None:
+    assert {name: counts["changed"] for name, counts in outcome.stats.items() if counts["changed"]} == {}
+    assert outcome.changed_files == set()
+
+
+def test_every_placeholder_of_the_worked_example_is_refused(machine: None, tmp_path: Path) -> None:
+    """The production inventory as it is checked in names each value that a person has to write, all at once."""
+    example = {**inputs("production"), **secrets()}
+    result = play(write_inventory(tmp_path / "inventory", example, {"example": [GOOD]})).failed["example"]
+    held = {name for name, value in inputs("production").items() if "example." in json.dumps(value) and not name.startswith("__")}
+    assert held, "the worked example holds no placeholder"
+    named = {name for name in held if any(str(fault).startswith(f"{name} still holds the placeholder") for fault in result["faults"])}
+    assert named == held
