@@ -153,3 +153,9 @@ def test_fault_inside_a_list_names_the_part() -> None:
     assert text.startswith("app_services is wrong: ")
     assert "replicas" in text
     assert "many" in text
+
+
+def test_unknown_part_of_a_list_is_named() -> None:
+    option = {"type": "list", "elements": "dict", "options": {"replicas": {"type": "int"}, "image": {"type": "str"}}}
+    text = check_inventory._wrong("app_services", option, [{"relpicas": 2}])
+    assert text == "app_services.relpicas is unknown: write one of image, replicas."

@@ -100,6 +100,8 @@ def _wrong(name: str, option: dict[str, Any], value: Any) -> str:
     if "options" not in option or f"argument '{name}'" in messages[0]:
         return f"{name} is {shown}: write {KINDS.get(option['type'], option['type'])}."
     # The fault is in a part of it, and Ansible says in which.
+    if unsupported := re.match(r"(?P<part>\S+)\. Supported parameters include: (?P<known>.*)", messages[0]):
+        return f"{unsupported['part']} is unknown: write one of {unsupported['known'].rstrip('.')}."
     return f"{name} is wrong: {'' if secret else messages[0].rstrip('.') + '; '}see {name} in the README of its role."
 
 
