@@ -205,7 +205,7 @@ def _units(name: str, option: dict[str, Any]) -> Iterator[str]:
         return
     if DURATION.search(last) and unit not in (*TIME_UNITS, *SIZE_UNITS):
         yield f"{name} is a time: put its unit in its name (_{', _'.join(TIME_UNITS)})."
-    elif SIZE.search(last) and unit not in (*TIME_UNITS, *SIZE_UNITS):
+    elif SIZE.search(last) and not last.endswith("pool_size") and unit not in (*TIME_UNITS, *SIZE_UNITS):
         yield f"{name} is a size: put its unit in its name (_{', _'.join(SIZE_UNITS)})."
     if unit in (*TIME_UNITS, *SIZE_UNITS) and not re.search(rf"\b{unit}\b", str(option.get("description")), re.IGNORECASE):
         yield f"{name}: the description does not name the unit ({unit})."

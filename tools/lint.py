@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -97,7 +97,10 @@ def main() -> None:
     begun = time.monotonic()
     found = checks()
     with ThreadPoolExecutor(AT_A_TIME) as pool:
-        for check, (faults, seconds) in zip(found, pool.map(perform, found), strict=True):
+        futures = {pool.submit(perform, check): check for check in found}
+        for future in as_completed(futures):
+            check = futures[future]
+            faults, seconds = future.result()
             say(f"{check.name}: {'failed' if faults else 'clean'} in {seconds:.1f} s")
             if faults:
                 failed.append(check.name)
