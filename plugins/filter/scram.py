@@ -29,10 +29,10 @@ def encode(password: str, salt: bytes, iterations: int = ITERATIONS) -> str:
 def scram_verifier(password: str, role: str) -> str:
     """Return the verifier of a role's password, the same one each time.
 
-    A random salt would make every run a change. This salt is derived from the password and the role, at the price of one full iteration: it differs between
-    roles and installations, and tells who sees it no more than the verifier does.
+    A random salt would make every run a change. This salt is derived from the password and the role, at the price of one full iteration:
+    it differs between roles and installations, and tells who sees it no more than the verifier does.
     """
-    if not isinstance(password, str) or not password:
+    if not password:
         raise AnsibleFilterError(f"The password of {role} is empty: let `make secrets` write it.")
     if not password.isascii() or not password.isprintable():
         raise AnsibleFilterError(f"The password of {role} has characters outside printable ASCII, which clients encode in different ways.")
