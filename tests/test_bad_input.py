@@ -106,7 +106,7 @@ CASES = [
     Case(
         "bucket that can't be reached",
         "bucket",
-        ("https://127.0.0.1:9", "nobody"),
+        ("app_bucket_endpoint_url", "https://127.0.0.1:9", "correct the endpoint"),
         {
             "app_bucket_endpoint_url": "https://127.0.0.1:9",
             "app_bucket_name": "nobody",
