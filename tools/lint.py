@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from tools.shell import ROOT, VENV_BIN, Failure, fail, run, say
@@ -21,10 +21,11 @@ HADOLINT = ("--failure-threshold", "info", "--ignore", "DL3006", "--ignore", "DL
 
 @dataclass(frozen=True)
 class Check:
-    """One linter: its name, and its commands."""
+    """One linter: its name, its commands, and what they find in the environment."""
 
     name: str
     commands: list[list[str | Path]]
+    environment: dict[str, str] = field(default_factory=dict)
 
 
 def shell_scripts(root: Path = ROOT) -> list[Path]:
@@ -47,13 +48,16 @@ def _tracked(root: Path) -> list[Path]:
     return [root / name for name in sorted(set(listed.split("\0"))) if name and (root / name).is_file()]
 
 
-def _typed(root: Path) -> list[list[str | Path]]:
-    """Return mypy's runs: two files of one name can't be in the same."""
+def _typed(root: Path) -> list[Check]:
+    """Return mypy's runs: the programs, and the tests of all scenarios, which find their helpers beside them."""
     names = [name for name in TYPED if any((root / name).rglob("*.py"))]
     alone = [path for folder in ("plugins", "files/promises") for path in sorted((root / folder).rglob("*.py"))]
-    runs: list[list[str | Path]] = [["mypy", *names, *alone]]
-    runs += [["mypy", *sorted(folder.glob("*.py"))] for folder in sorted((root / "molecule").glob("*/tests")) if any(folder.glob("*.py"))]
-    return runs
+    found = [Check("mypy", [["mypy", *names, *alone]])]
+    if scenarios := sorted((root / "molecule").rglob("*.py")):
+        folders = dict.fromkeys(str(path.parent) for path in scenarios)
+        # What a host answers comes through testinfra, which has no types.
+        found.append(Check("mypy molecule", [["mypy", "--no-warn-return-any", *scenarios]], {"MYPYPATH": ":".join(folders)}))
+    return found
 
 
 def checks(root: Path = ROOT) -> list[Check]:
@@ -62,7 +66,7 @@ def checks(root: Path = ROOT) -> list[Check]:
     dockerfiles: list[str | Path] = [*sorted((root / "files" / "reference_app").glob("*/Dockerfile"))]
     found = [
         Check("ansible-lint", [["ansible-lint", "--offline", "--nocolor", "-q", "-f", "pep8"]]),
-        Check("mypy", _typed(root)),
+        *_typed(root),
         Check("conventions", [["pytest", "-q", "--no-header", "--tb=short", "tests/test_conventions.py", "tests/test_lint_rules.py"]]),
         Check("yamllint", [["yamllint", "--strict", "."]]),
         Check("ruff check", [["ruff", "check", "--quiet", "--output-format", "concise"]]),
@@ -85,7 +89,13 @@ def perform(check: Check, root: Path = ROOT) -> tuple[str, float]:
         program = VENV_BIN / str(command[0])
         if not program.exists():
             raise Failure(f"{command[0]} is missing in .venv: run `make venv`.")
-        done = run([program, *command[1:]], cwd=root, env={"PATH": path, "NO_COLOR": "1"}, timeout_seconds=CHECK_SECONDS, check=False)
+        done = run(
+            [program, *command[1:]],
+            cwd=root,
+            env={"PATH": path, "NO_COLOR": "1", **check.environment},
+            timeout_seconds=CHECK_SECONDS,
+            check=False,
+        )
         if done.returncode:
             faults.append(done.stdout.strip() or f"exit code {done.returncode}")
     return "\n".join(faults), time.monotonic() - begun
