@@ -24,7 +24,7 @@ from selenium.webdriver.support.ui import WebDriverWait
 from tools.shell import CACHE, Failure, fail, run, step
 
 PACKAGES = {"chromium": "chromium", "chromedriver": "chromium-driver", "certutil": "libnss3-tools"}
-PATIENCE_SECONDS = 60
+PATIENCE_SECONDS = 30
 PICTURE = CACHE / "demo" / "browser.png"
 DOCUMENT = """Audit report 2026-14: accounts payable
 
@@ -105,7 +105,8 @@ def _walk(driver: webdriver.Chrome, info: dict[str, Any], document: Path, pictur
         while wanted.lower() not in driver.find_element(By.ID, name).text.lower():
             if time.monotonic() > deadline:
                 driver.save_screenshot(str(picture))
-                raise Failure(f"#{name} did not show '{wanted}'; see {picture}.")
+                said = "; ".join(entry["message"] for entry in driver.get_log("browser"))
+                raise Failure(f"#{name} did not show '{wanted}'; see {picture}. The browser said: {said or 'nothing'}")
             time.sleep(0.2)
 
     driver.get(info["url"])
