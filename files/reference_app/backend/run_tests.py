@@ -109,8 +109,8 @@ def main() -> int:
     build(SHIPPED_IMAGE, services, "Dockerfile", shipped)
     names = ["requirements-dev.txt", "pyproject.toml", "run_tests.py", "smart_audit", "tests"]
     build(TESTS_IMAGE, SHIPPED_IMAGE, "tests/Dockerfile", names)
-    # No network: whatever the tests need is inside. No capability: the application has none in production either.
-    run = ["docker", "run", "--rm", "--network", "none", "--cap-drop", "ALL", "--shm-size", "256m", "--init"]
+    # No network: whatever the tests need is inside. Read-only and without capabilities, as the application runs in production.
+    run = ["docker", "run", "--rm", "--network", "none", "--read-only", "--cap-drop", "ALL", "--shm-size", "256m", "--init"]
     run += ["--security-opt", "no-new-privileges", "--tmpfs", "/tmp:exec,mode=1777", TESTS_IMAGE]
     if not options.no_mypy:
         say("mypy", started)

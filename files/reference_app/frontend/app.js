@@ -34,6 +34,7 @@ async function call(method, path, options = {}) {
 function showError(error) {
   $("error").textContent = error.message;
   $("error").hidden = false;
+  $("error").scrollIntoView({ block: "nearest" });
 }
 
 function clearError() {

@@ -180,9 +180,7 @@ def login(credentials: Credentials, request: Request, response: Response, tools:
     user_id = found[0]
     token = tools.database.read(lambda connection: tools.sessions.open(connection, user_id))
     tools.throttle.forgive(username, address)
-    response.set_cookie(
-        COOKIE, token, max_age=tools.sessions.seconds, path="/", secure=True, httponly=True, samesite="strict"
-    )
+    response.set_cookie(COOKIE, token, max_age=tools.sessions.seconds, path="/", secure=True, httponly=True, samesite="strict")
     log.info("logged in", extra={"fields": {"user": user_id, "client": address}})
     return SessionOut(username=username)
 
@@ -409,9 +407,7 @@ async def _on_invalid(request: Request, error: Exception) -> Response:
     if request.method == "POST" and content_type != "application/json":
         return Problem(415, "unsupported-type", "Send the body as application/json.").response(request.url.path)
     # Where and what, never the value: it may be a password.
-    errors = [
-        {"where": ".".join(str(part) for part in item["loc"]), "detail": str(item["msg"])} for item in error.errors()
-    ]
+    errors = [{"where": ".".join(str(part) for part in item["loc"]), "detail": str(item["msg"])} for item in error.errors()]
     detail = "; ".join(f"{item['where']}: {item['detail']}" for item in errors)
     return Problem(422, "invalid", f"{detail}.", errors=errors).response(request.url.path)
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Row, text
+from sqlalchemy import Connection, Row, RowMapping, text
 
 # An upload takes seconds; one whose document row is not there after this time never gets one.
 ORPHAN_SECONDS = 600
@@ -59,8 +59,8 @@ class Job:
     traceparent: str
 
 
-def _document(row: Row[Any]) -> Document:
-    return Document(**row._mapping)
+def _document(row: RowMapping) -> Document:
+    return Document(**row)
 
 
 def _vector(components: Sequence[float]) -> str:
@@ -130,14 +130,12 @@ def newest(connection: Connection, limit: int, before: uuid.UUID | None) -> list
         text(f"SELECT {_PUBLIC_COLUMNS} FROM documents {where} ORDER BY created_at DESC, id DESC LIMIT :limit"),
         {"limit": limit, "before": before} if before else {"limit": limit},
     )
-    return [_document(row) for row in rows]
+    return [_document(row) for row in rows.mappings()]
 
 
 def get(connection: Connection, document_id: uuid.UUID) -> Document | None:
     """Return one document, if there is one of that id."""
-    row = connection.execute(
-        text(f"SELECT {_PUBLIC_COLUMNS} FROM documents WHERE id = :id"), {"id": document_id}
-    ).one_or_none()
+    row = connection.execute(text(f"SELECT {_PUBLIC_COLUMNS} FROM documents WHERE id = :id"), {"id": document_id}).mappings().one_or_none()
     return _document(row) if row else None
 
 
@@ -145,9 +143,7 @@ def delete(connection: Connection, document_id: uuid.UUID, traceparent: str) -> 
     """Delete a document and its passages, and note that its object is to be removed; return whether there was one."""
     # A worker that is just storing the document's passages holds its row; that takes a moment, not for ever.
     connection.execute(text("SET LOCAL lock_timeout = '5s'"))
-    key = connection.execute(
-        text("DELETE FROM documents WHERE id = :id RETURNING object_key"), {"id": document_id}
-    ).scalar()
+    key = connection.execute(text("DELETE FROM documents WHERE id = :id RETURNING object_key"), {"id": document_id}).scalar()
     if key is None:
         return False
     connection.execute(text("DELETE FROM outbox WHERE document_id = :id"), {"id": document_id})
@@ -203,9 +199,7 @@ def claim(connection: Connection, document_id: uuid.UUID, lease_seconds: int, ma
         ),
         {"id": document_id, "claim": token, "lease": lease_seconds},
     ).one()
-    return Job(
-        document_id, token, taken.object_key, taken.size_bytes, bytes(taken.sha256), taken.attempts, taken.traceparent
-    )
+    return Job(document_id, token, taken.object_key, taken.size_bytes, bytes(taken.sha256), taken.attempts, taken.traceparent)
 
 
 def _fail(connection: Connection, document_id: uuid.UUID, reason: str) -> None:
@@ -227,15 +221,10 @@ def hold(connection: Connection, job: Job) -> bool:
     return row is not None
 
 
-def store_passages(
-    connection: Connection, job: Job, first_ordinal: int, passages: Iterable[tuple[str, Sequence[float]]]
-) -> None:
+def store_passages(connection: Connection, job: Job, first_ordinal: int, passages: Iterable[tuple[str, Sequence[float]]]) -> None:
     """Insert passages with their embeddings, numbered from `first_ordinal` on; only inside a transaction that holds the job."""
     connection.execute(
-        text(
-            "INSERT INTO chunks (document_id, ordinal, passage, embedding)"
-            " VALUES (:id, :ordinal, :passage, CAST(:embedding AS vector))"
-        ),
+        text("INSERT INTO chunks (document_id, ordinal, passage, embedding) VALUES (:id, :ordinal, :passage, CAST(:embedding AS vector))"),
         [
             {"id": job.document_id, "ordinal": first_ordinal + offset, "passage": passage, "embedding": _vector(embedding)}
             for offset, (passage, embedding) in enumerate(passages)
@@ -315,9 +304,7 @@ def remove_from_outbox(connection: Connection, ids: list[int]) -> None:
 def postpone(connection: Connection, row_id: int, delay_seconds: float) -> None:
     """Put an outbox row off by `delay_seconds`."""
     connection.execute(
-        text(
-            "UPDATE outbox SET attempts = attempts + 1, available_at = now() + make_interval(secs => :delay) WHERE id = :id"
-        ),
+        text("UPDATE outbox SET attempts = attempts + 1, available_at = now() + make_interval(secs => :delay) WHERE id = :id"),
         {"id": row_id, "delay": delay_seconds},
     )
 
@@ -363,13 +350,10 @@ def backlog(connection: Connection) -> Backlog:
     documents = connection.execute(text("SELECT status, count(*) FROM documents GROUP BY status")).all()
     outbox = connection.execute(text("SELECT kind, count(*) FROM outbox WHERE available_at <= now() GROUP BY kind")).all()
     oldest = connection.execute(
-        text(
-            "SELECT coalesce(extract(epoch FROM now() - min(created_at)), 0) FROM documents"
-            " WHERE status IN ('queued', 'processing')"
-        )
+        text("SELECT coalesce(extract(epoch FROM now() - min(created_at)), 0) FROM documents WHERE status IN ('queued', 'processing')")
     ).scalar_one()
     return Backlog(
-        {status: 0 for status in ("queued", "processing", "done", "failed")} | {row[0]: row[1] for row in documents},
-        {kind: 0 for kind in ("process", "delete_object")} | {row[0]: row[1] for row in outbox},
+        dict.fromkeys(("queued", "processing", "done", "failed"), 0) | {row[0]: row[1] for row in documents},
+        dict.fromkeys(("process", "delete_object"), 0) | {row[0]: row[1] for row in outbox},
         float(oldest),
     )

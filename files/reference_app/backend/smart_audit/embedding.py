@@ -17,11 +17,12 @@ _WORD = re.compile(r"[^\W_]+")
 _LONGEST_WORD = 64
 _TRIGRAM_WEIGHT = 0.3
 # Words that say nothing about a subject would otherwise bring any two English passages near one another.
-_STOP_WORDS = frozenset(
-    "a about after all an and any are as at be been but by can could did do does for from had has have he her his how i if in "
-    "into is it its me my no not of on or our she should so than that the their them then there these they this those to was "
-    "we were what when where which who why will with would you your".split()
-)
+_STOP_TEXT = """
+    a about after all an and any are as at be been but by can could did do does for from had has have he her his how i if in into
+    is it its me my no not of on or our she should so than that the their them then there these they this those to was we were
+    what when where which who why will with would you your
+"""
+_STOP_WORDS = frozenset(_STOP_TEXT.split())
 
 
 @lru_cache(maxsize=16_384)

@@ -84,9 +84,7 @@ class Metrics:
             buckets=_WAIT_BUCKETS,
             registry=self.registry,
         )
-        self.login_failures = Counter(
-            "smart_audit_login_failures", "Logins refused since the process started.", registry=self.registry
-        )
+        self.login_failures = Counter("smart_audit_login_failures", "Logins refused since the process started.", registry=self.registry)
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
         self.registry.register(_QueueCollector(backlog, stream_length))

@@ -56,18 +56,14 @@ class Telemetry:
             self._metrics.in_flight.set(self._in_flight)
             try:
                 if self._in_flight > self._max_in_flight and scope["path"].startswith("/api/"):
-                    overloaded = Problem(
-                        503, "overloaded", "Too many requests at once. Try again in 1 s.", {"Retry-After": "1"}
-                    )
+                    overloaded = Problem(503, "overloaded", "Too many requests at once. Try again in 1 s.", {"Retry-After": "1"})
                     await overloaded.response(scope["path"])(scope, receive, send_and_note)
                 else:
                     await self._app(scope, receive, send_and_note)
             except Exception:
                 log.exception("unhandled error")
                 if not answered:
-                    problem = Problem(
-                        500, "internal", f"Something went wrong here. Tell the operator the trace {current.trace_id}."
-                    )
+                    problem = Problem(500, "internal", f"Something went wrong here. Tell the operator the trace {current.trace_id}.")
                     await problem.response(scope["path"])(scope, receive, send_and_note)
             finally:
                 self._in_flight -= 1

@@ -40,9 +40,7 @@ def _ensure_user(connection: Connection, username: str, password: str) -> str:
         {"name": username, "hash": hash_password(password)},
     )
     # A password is rotated because the old one may be known: whoever used it is logged out.
-    connection.execute(
-        text("DELETE FROM sessions WHERE user_id = (SELECT id FROM users WHERE username = :name)"), {"name": username}
-    )
+    connection.execute(text("DELETE FROM sessions WHERE user_id = (SELECT id FROM users WHERE username = :name)"), {"name": username})
     return "password changed"
 
 

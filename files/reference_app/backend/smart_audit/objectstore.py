@@ -63,9 +63,7 @@ def sign(
     for step in scope.split("/"):
         key = _hmac(key, step)
     signature = _hmac(key, to_sign).hex()
-    signed["authorization"] = (
-        f"AWS4-HMAC-SHA256 Credential={settings.access_key}/{scope}, SignedHeaders={names}, Signature={signature}"
-    )
+    signed["authorization"] = f"AWS4-HMAC-SHA256 Credential={settings.access_key}/{scope}, SignedHeaders={names}, Signature={signature}"
     return signed
 
 

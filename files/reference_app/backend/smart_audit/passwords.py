@@ -15,9 +15,7 @@ _one_at_a_time = threading.Semaphore(2)
 
 def _derive(password: str, salt: bytes, log2_n: int, r: int, p: int) -> bytes:
     with _one_at_a_time:
-        return hashlib.scrypt(
-            password.encode(), salt=salt, n=1 << log2_n, r=r, p=p, maxmem=_MAXIMUM_MEMORY_BYTES, dklen=32
-        )
+        return hashlib.scrypt(password.encode(), salt=salt, n=1 << log2_n, r=r, p=p, maxmem=_MAXIMUM_MEMORY_BYTES, dklen=32)
 
 
 def hash_password(password: str) -> str:

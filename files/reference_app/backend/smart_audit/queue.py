@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import wraps
-from typing import Any, TypeVar, cast
+from typing import Any, ClassVar, TypeVar, cast
 
 import redis
 from redis.backoff import NoBackoff
@@ -38,7 +38,7 @@ def _outage(function: F) -> F:
         except (redis.RedisError, OSError) as error:
             raise Unavailable("valkey", f"{type(error).__name__}: {error}") from error
 
-    return cast(F, wrapper)
+    return cast("F", wrapper)
 
 
 def connect(url: str) -> "redis.Redis":
@@ -124,9 +124,7 @@ class DocumentStream:
         Raises:
             Unavailable: Valkey does not answer or refuses.
         """
-        reply = self._with_group(
-            lambda: self._client.xreadgroup(GROUP, self._consumer, {STREAM: ">"}, count=1, block=wait_milliseconds)
-        )
+        reply = self._with_group(lambda: self._client.xreadgroup(GROUP, self._consumer, {STREAM: ">"}, count=1, block=wait_milliseconds))
         return [message for _stream, entries in reply or [] for message in _messages(entries)]
 
     @_outage
@@ -136,9 +134,7 @@ class DocumentStream:
         Raises:
             Unavailable: Valkey does not answer or refuses.
         """
-        reply = self._with_group(
-            lambda: self._client.xautoclaim(STREAM, GROUP, self._consumer, min_idle_time=idle_milliseconds, count=10)
-        )
+        reply = self._with_group(lambda: self._client.xautoclaim(STREAM, GROUP, self._consumer, min_idle_time=idle_milliseconds, count=10))
         return _messages(reply[1])
 
     @_outage
@@ -184,7 +180,7 @@ class Throttle:
     """Counts failed logins: by user and address, by address, and by user."""
 
     WINDOW_SECONDS = 300
-    LIMITS = {"pair": 8, "address": 30, "user": 60}
+    LIMITS: ClassVar = {"pair": 8, "address": 30, "user": 60}
 
     def __init__(self, client: "redis.Redis") -> None:
         self._client = client
@@ -193,9 +189,7 @@ class Throttle:
     def _keys(username: str, address: str) -> dict[str, str]:
         parts = {"pair": f"{username}\0{address}", "address": address, "user": username}
         # Hashed, because a user name is typed by a stranger and may be long, or a password in the wrong field.
-        return {
-            kind: f"{PREFIX}login:{kind}:{hashlib.sha256(value.encode()).hexdigest()[:32]}" for kind, value in parts.items()
-        }
+        return {kind: f"{PREFIX}login:{kind}:{hashlib.sha256(value.encode()).hexdigest()[:32]}" for kind, value in parts.items()}
 
     @_outage
     def count(self, username: str, address: str) -> int:

@@ -1,7 +1,7 @@
 """`smart-audit serve`: one uvicorn process on one unix socket."""
 
+import contextlib
 import logging
-import os
 import socket
 import stat
 from pathlib import Path
@@ -64,7 +64,7 @@ class _Server(uvicorn.Server):
         self._services = services
         self._drain_ticks: int | None = None
 
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+    def handle_exit(self, sig: int, _frame: FrameType | None) -> None:
         # Uvicorn would raise the signal again at the end, and a stop as asked for would look like a crash.
         if self._services.draining:
             self.should_exit = True
@@ -91,7 +91,8 @@ def serve(settings: ServeSettings) -> int:
     heartbeat.announce("serve")
     application = create_app(settings)
     listener = bind(settings.uds_path)
-    inode = os.stat(settings.uds_path).st_ino
+    path = Path(settings.uds_path)
+    inode = path.stat().st_ino
     config = uvicorn.Config(
         application.asgi,
         log_config=None,
@@ -108,10 +109,8 @@ def serve(settings: ServeSettings) -> int:
     log.info("listening", extra={"fields": {"uds_path": settings.uds_path}})
     server.run(sockets=[listener])
     # Only if it is still ours: a successor may have put its own in this place.
-    try:
-        if os.stat(settings.uds_path).st_ino == inode:
-            os.unlink(settings.uds_path)
-    except FileNotFoundError:
-        pass
+    with contextlib.suppress(FileNotFoundError):
+        if path.stat().st_ino == inode:
+            path.unlink()
     log.info("stopped")
     return 0 if server.started else 1

@@ -36,10 +36,7 @@ class Sessions:
         """Return the token of a new session of that user."""
         token = secrets.token_urlsafe(32)
         connection.execute(
-            text(
-                "INSERT INTO sessions (token_hash, user_id, expires_at)"
-                " VALUES (:hash, :user, now() + make_interval(secs => :seconds))"
-            ),
+            text("INSERT INTO sessions (token_hash, user_id, expires_at) VALUES (:hash, :user, now() + make_interval(secs => :seconds))"),
             {"hash": self._hash(token), "user": user_id, "seconds": self.seconds},
         )
         return token
@@ -62,9 +59,7 @@ class Sessions:
 
 def find_user(connection: Connection, username: str) -> tuple[int, str] | None:
     """Return the id and the password hash of that user, if there is one."""
-    row = connection.execute(
-        text("SELECT id, password_hash FROM users WHERE username = :name"), {"name": username}
-    ).one_or_none()
+    row = connection.execute(text("SELECT id, password_hash FROM users WHERE username = :name"), {"name": username}).one_or_none()
     return (row.id, row.password_hash) if row else None
 
 

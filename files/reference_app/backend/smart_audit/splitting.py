@@ -3,7 +3,9 @@
 import re
 from collections.abc import Iterator
 
-PASSAGE_CHARACTERS = 900
+PASSAGE_CHARACTERS = 700
+# Shorter paragraphs (headings, list entries) join the next one: alone they say too little to be found, and too little to read.
+_SHORT_CHARACTERS = 160
 
 _PARAGRAPH_END = re.compile(r"\n[ \t\r]*\n\s*")
 _SENTENCE_END = re.compile(r"(?<=[.!?…。])\s+")
@@ -43,7 +45,9 @@ def split(text: str, limit: int = PASSAGE_CHARACTERS) -> Iterator[str]:
         for piece in _pieces(paragraph, limit):
             if not piece:
                 continue
-            if gathered and len(gathered) + 2 + len(piece) > limit:
+            # A Markdown heading belongs to what follows it, never to what went before.
+            complete = len(gathered) >= _SHORT_CHARACTERS or piece.startswith("#")
+            if gathered and (complete or len(gathered) + 2 + len(piece) > limit):
                 yield gathered
                 gathered = piece
             else:

@@ -135,7 +135,7 @@ class Worker:
             try:
                 document_id = uuid.UUID(message.document_id)
             except ValueError:
-                log.error("a message names no document", extra={"fields": {"entry_id": message.entry_id}})
+                log.warning("a message names no document", extra={"fields": {"entry_id": message.entry_id}})
             else:
                 self._process(document_id)
             # Also when there was nothing to do: whoever holds the document answers for it, and the sweep for the holder.
@@ -183,9 +183,7 @@ class Worker:
         log.error("document failed", extra={"fields": {"document_id": str(job.document_id), "reason": reason}})
 
     def _release(self, job: Job, error: str, delay_seconds: float, counts: bool) -> None:
-        self._database.transaction(
-            lambda connection: documents.release(connection, job, error, delay_seconds, counts)
-        )
+        self._database.transaction(lambda connection: documents.release(connection, job, error, delay_seconds, counts))
         log.warning(
             "document released",
             extra={"fields": {"document_id": str(job.document_id), "error": error, "delay_seconds": delay_seconds}},

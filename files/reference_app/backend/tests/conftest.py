@@ -27,9 +27,7 @@ class App:
         self.environment = platform.environment(TMPDIR=str(directory), **overrides)
         self.log_file = directory / "log"
         with self.log_file.open("wb") as log:
-            self.process = subprocess.Popen(
-                [SMART_AUDIT, command], env=self.environment, stdout=log, stderr=subprocess.STDOUT, cwd="/tmp"
-            )
+            self.process = subprocess.Popen([SMART_AUDIT, command], env=self.environment, stdout=log, stderr=subprocess.STDOUT, cwd="/tmp")
 
     def log(self) -> list[dict[str, Any]]:
         """Return the log's complete lines; each of them must be a JSON object."""
@@ -39,16 +37,12 @@ class App:
     def logged(self, message: str, **fields: str) -> list[dict[str, Any]]:
         """Return the lines with that message and those members."""
         return [
-            line
-            for line in self.log()
-            if line["message"] == message and all(line.get(name) == value for name, value in fields.items())
+            line for line in self.log() if line["message"] == message and all(line.get(name) == value for name, value in fields.items())
         ]
 
     def healthcheck(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run the container's health check beside it."""
-        return subprocess.run(
-            [SMART_AUDIT, "healthcheck", *arguments], env=self.environment, capture_output=True, text=True, timeout=10
-        )
+        return subprocess.run([SMART_AUDIT, "healthcheck", *arguments], env=self.environment, capture_output=True, text=True, timeout=10)
 
     def kill(self) -> None:
         """End it as a power cut would."""
@@ -146,9 +140,7 @@ def log_in(client: Client, platform: Platform) -> str:
 
 def run_migrate(platform: Platform, **overrides: str) -> subprocess.CompletedProcess[str]:
     """Run `smart-audit migrate`."""
-    return subprocess.run(
-        [SMART_AUDIT, "migrate"], env=platform.environment(**overrides), capture_output=True, text=True, timeout=60
-    )
+    return subprocess.run([SMART_AUDIT, "migrate"], env=platform.environment(**overrides), capture_output=True, text=True, timeout=60)
 
 
 @pytest.fixture(scope="session")
@@ -224,5 +216,3 @@ def start_worker(platform: Platform) -> Iterator[Callable[..., App]]:
 def worker(start_worker: Callable[..., App]) -> App:
     """A running worker."""
     return start_worker()
-
-

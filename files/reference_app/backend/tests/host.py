@@ -59,9 +59,7 @@ class Service:
     def start(self) -> None:
         """Start it and wait until it answers."""
         with self.log_file.open("ab") as log:
-            self.process = subprocess.Popen(
-                self.command, stdout=log, stderr=log, env={**os.environ, **self.environment}, cwd="/tmp"
-            )
+            self.process = subprocess.Popen(self.command, stdout=log, stderr=log, env={**os.environ, **self.environment}, cwd="/tmp")
 
         def answering() -> bool:
             assert self.process is not None and self.process.poll() is None, self.log_file.read_text()[-2000:]
@@ -231,9 +229,7 @@ server_login_retry = 1
             psycopg.connect(dsn, connect_timeout=1).close()
 
         # SIGINT waits for transactions to end; a crash or a plain restart does not.
-        service = Service(
-            ["/usr/sbin/pgbouncer", str(config)], answers, self.root / "pgbouncer.log", stop_signal=signal.SIGKILL
-        )
+        service = Service(["/usr/sbin/pgbouncer", str(config)], answers, self.root / "pgbouncer.log", stop_signal=signal.SIGKILL)
         service.start()
         return service
 
@@ -245,9 +241,7 @@ server_login_retry = 1
             f"user app on >{self._valkey_password} ~smart_audit:* +@all -@admin -@dangerous\n",
             encoding="utf-8",
         )
-        self.valkey = redis.Redis(
-            unix_socket_path=f"{self.run}/valkey.sock", username="admin", password="any", decode_responses=True
-        )
+        self.valkey = redis.Redis(unix_socket_path=f"{self.run}/valkey.sock", username="admin", password="any", decode_responses=True)
         service = Service(["/usr/bin/valkey-server", str(config)], self.valkey.ping, self.root / "valkey.log")
         service.start()
         return service

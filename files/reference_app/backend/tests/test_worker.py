@@ -57,7 +57,7 @@ def test_document_becomes_passages(client: Client, platform: Platform, worker: A
     started = time.monotonic()
     document_id = client.accepted(text)
     client.wait_until_done(document_id)
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 10
     document = client.document(document_id)
     assert document["passages"] == len(list(split(text))) > 10 and document["processed_at"]
     assert_exactly_once(platform, {document_id: text})
@@ -86,7 +86,7 @@ def test_killed_again_and_again(client: Client, platform: Platform, start_worker
     source = random.Random(7)
     texts = {client.accepted(text): text for text in (long_text(30, seed) for seed in range(25))}
     workers = []
-    for _ in range(12):
+    for _ in range(7):
         pair = [start_worker(WORKER_MAX_ATTEMPTS="50", WORKER_LEASE_SECONDS="1") for _ in range(2)]
         time.sleep(source.uniform(0.05, 0.5))
         for app in pair:
@@ -97,7 +97,7 @@ def test_killed_again_and_again(client: Client, platform: Platform, start_worker
     assert_exactly_once(platform, texts)
     done = [line["document_id"] for app in workers for line in app.logged("document done")]
     # A worker killed between commit and log line says nothing; none may say it twice.
-    assert len(done) == len(set(done)) >= len(texts) - 24
+    assert len(done) == len(set(done)) >= len(texts) - 14
 
 
 def test_flushed_before_it_was_read(client: Client, platform: Platform, start_worker: StartWorker) -> None:
@@ -172,9 +172,7 @@ def client_insert(platform: Platform, document_id: str) -> str:
     with platform.superuser() as connection:
         connection.execute("ALTER TABLE documents DROP CONSTRAINT IF EXISTS documents_object_key_key")
         columns = "filename, content_type, size_bytes, sha256, object_key, traceparent"
-        connection.execute(
-            f"INSERT INTO documents (id, {columns}) SELECT '{copy}', {columns} FROM documents WHERE id = '{document_id}'"
-        )
+        connection.execute(f"INSERT INTO documents (id, {columns}) SELECT '{copy}', {columns} FROM documents WHERE id = '{document_id}'")
     return copy
 
 
@@ -196,9 +194,7 @@ def test_document_that_kills_workers_is_given_up(client: Client, platform: Platf
     with platform.superuser() as connection:
         connection.execute("UPDATE documents SET attempts = 3")
     start_worker(WORKER_MAX_ATTEMPTS="3")
-    assert client.wait_until_failed(document_id) == (
-        "gave up after 3 attempts: the worker stopped each time it was on it"
-    )
+    assert client.wait_until_failed(document_id) == ("gave up after 3 attempts: the worker stopped each time it was on it")
 
 
 def test_tampered_file_is_refused(client: Client, platform: Platform, start_worker: StartWorker) -> None:
@@ -249,9 +245,7 @@ def test_upload_slower_than_its_note_is_refused(platform: Platform, clean: None)
     note = database.read(lambda connection: documents.announce_object(connection, "documents/x", "00-1-2-01"))
     database.read(lambda connection: documents.remove_from_outbox(connection, [note]))
     inserted = database.transaction(
-        lambda connection: documents.insert(
-            connection, note, uuid.uuid4(), "a", "text/plain", 1, b"", "documents/x", "00-1-2-01", 1
-        )
+        lambda connection: documents.insert(connection, note, uuid.uuid4(), "a", "text/plain", 1, b"", "documents/x", "00-1-2-01", 1)
     )
     database.close()
     assert not inserted
@@ -340,9 +334,15 @@ def test_embedding_never_changes() -> None:
 GOLDEN = [(189, -0.37139), (239, -0.37139), (240, 0.37139), (320, 0.37139), (370, -0.37139)]
 
 
+def test_headings_stay_with_their_text() -> None:
+    """A heading opens a passage; short paragraphs under it join it."""
+    text = "# Payments\n\nTwo managers approve.\n\n# Passwords\n\nRotated often.\n\nKept in the vault."
+    assert list(split(text)) == ["# Payments\n\nTwo managers approve.", "# Passwords\n\nRotated often.\n\nKept in the vault."]
+
+
 def test_splitting_loses_nothing() -> None:
     """Passages hold every word of the text in order and respect the limit, also without spaces or paragraphs."""
     for text in (long_text(20), "word " * 5000, "x" * 5000, "a\n\n\n\n\nb", "Sentence one. " * 300, "\r\n\r\n a \r\n\r\n b"):
         passages = list(split(text))
-        assert all(0 < len(passage) <= 900 for passage in passages)
+        assert all(0 < len(passage) <= 700 for passage in passages)
         assert "".join("".join(passages).split()) == "".join(text.split())
