@@ -23,7 +23,7 @@ def host_name(host: Host) -> str:
 @pytest.fixture(scope="module")
 def application(host: Host, host_name: str) -> Iterator[Application]:
     """Reach the application on the host's address, logged in, trusting only the host's own authority."""
-    template = f"{{{{(index .NetworkSettings.Networks \"{test_host.NETWORK}\").IPAddress}}}}"
+    template = f'{{{{(index .NetworkSettings.Networks "{test_host.NETWORK}").IPAddress}}}}'
     address = run(["docker", "inspect", "--format", template, host_name]).stdout.strip()
     context = ssl.create_default_context(cadata=host.check_output(f"cat {demo.CADDY_ROOT}"))
     client = Application(address, context, secrets.read("demo")["app_admin_password"])

@@ -94,7 +94,8 @@ class Application:
         """Upload a document, and return its id; a 503 says to try again, so it is tried again."""
         mark = uuid.uuid4().hex
         body = (
-            f'--{mark}\r\nContent-Disposition: form-data; name="file"; filename="{name}"\r\nContent-Type: text/plain\r\n\r\n{text}\r\n--{mark}--\r\n'
+            f'--{mark}\r\nContent-Disposition: form-data; name="file"; filename="{name}"\r\n'
+            f"Content-Type: text/plain\r\n\r\n{text}\r\n--{mark}--\r\n"
         ).encode()
         deadline = time.monotonic() + PATIENCE_SECONDS
         while True:

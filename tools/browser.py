@@ -1,7 +1,7 @@
 """A person's way through the application, in a real headless Chromium, with a picture of its end.
 
-`python -m tools.browser JSON`: JSON is what `make -s demo-info` prints. The browser trusts the demo's certificate authority and nothing else is
-waived: a wrong certificate, a blocked script or a broken page fails.
+`python -m tools.browser JSON`: JSON is what `make -s demo-info` prints. The browser trusts the demo's certificate authority and nothing
+else is waived: a wrong certificate, a blocked script or a broken page fails.
 """
 
 from __future__ import annotations

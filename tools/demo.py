@@ -43,8 +43,14 @@ def _playbook(*arguments: str) -> int:
     """Run the site's playbook, showing it, and return how many tasks changed something."""
     log = CACHE / "demo" / "ansible.log"
     log.unlink(missing_ok=True)
-    words = [VENV_BIN / "ansible-playbook", "-i", INVENTORY, *arguments]
-    done = run(words, show=True, timeout_seconds=1800, check=False, env={"ANSIBLE_LOG_PATH": str(log), "ANSIBLE_FORCE_COLOR": "true" if sys.stderr.isatty() else "false"})
+    words: list[str | Path] = [VENV_BIN / "ansible-playbook", "-i", INVENTORY, *arguments]
+    done = run(
+        words,
+        show=True,
+        timeout_seconds=1800,
+        check=False,
+        env={"ANSIBLE_LOG_PATH": str(log), "ANSIBLE_FORCE_COLOR": "true" if sys.stderr.isatty() else "false"},
+    )
     if done.returncode:
         raise Failure("The playbook failed; its last lines above say at which task, and why.")
     return sum(int(count) for count in re.findall(r"changed=(\d+)", log.read_text()))

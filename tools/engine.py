@@ -58,9 +58,7 @@ def start() -> None:
             CACHE.mkdir(exist_ok=True)
             words = [] if os.geteuid() == 0 else ["sudo", "-n"]
             with LOG_FILE.open("ab") as log:
-                daemon = subprocess.Popen(
-                    [*words, "dockerd"], stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
-                )
+                daemon = subprocess.Popen([*words, "dockerd"], stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
             PID_FILE.write_text(f"{daemon.pid}\n")
         for _ in range(START_SECONDS):
             if os.geteuid() != 0 and SOCKET.exists():

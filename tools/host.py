@@ -15,12 +15,20 @@ LABEL = "holdfast.test-host"
 BOOT_SECONDS = 60
 # python3-apt serves Ansible's apt module, procps and openssh-server the roles.
 HOST_PACKAGES = (
-    "systemd", "systemd-sysv", "dbus", "python3", "python3-apt", "sudo", "iproute2", "procps", "openssh-server", "ca-certificates",
+    "systemd",
+    "systemd-sysv",
+    "dbus",
+    "python3",
+    "python3-apt",
+    "sudo",
+    "iproute2",
+    "procps",
+    "openssh-server",
+    "ca-certificates",
 )
 # /sys has to be writable and cgroup v2 mounted before systemd starts; an engine on cgroup v1 gives neither.
 BOOT = (
-    "ssh-keygen -A >/dev/null; mount -o remount,rw /sys; umount -R /sys/fs/cgroup; "
-    "mount -t cgroup2 none /sys/fs/cgroup && exec /sbin/init"
+    "ssh-keygen -A >/dev/null; mount -o remount,rw /sys; umount -R /sys/fs/cgroup; mount -t cgroup2 none /sys/fs/cgroup && exec /sbin/init"
 )
 # Some kernels that carry test hosts take no modules, which would leave the host "degraded".
 CUSTOMIZE = (
@@ -55,7 +63,7 @@ def make_image(name: str, packages: tuple[str, ...], customize: tuple[str, ...] 
         return reference
     hooks = [f"--customize-hook={line}" for line in customize]
     if certificates:  # a private authority may stand between this machine and the registries
-        hooks.append(f'--customize-hook=copy-in {" ".join(map(str, certificates))} /usr/local/share/ca-certificates')
+        hooks.append(f"--customize-hook=copy-in {' '.join(map(str, certificates))} /usr/local/share/ca-certificates")
         hooks.append('--customize-hook=chroot "$1" update-ca-certificates')
     with step(f"Make the image {reference}"), tempfile.TemporaryDirectory() as folder:
         tree = Path(folder) / "image.tar"

@@ -105,7 +105,7 @@ def _login() -> Path:
     """Log the engine's client in, and return its folder of configuration, which is ours alone."""
     config = _folder().parent / "docker-config"
     password = secrets.read(INVENTORY)[SECRET]
-    words = ["docker", "--config", config, "login", "--username", USERNAME, "--password-stdin", _address()]
+    words: list[str | Path] = ["docker", "--config", config, "login", "--username", USERNAME, "--password-stdin", _address()]
     answer = ""
     for _ in range(30):
         done = run(words, stdin=password, check=False)

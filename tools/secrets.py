@@ -80,7 +80,10 @@ def ensure(inventory: str) -> bool:
     key = password_file()
     if not key.exists():
         if (folder / "vault.yml").exists():
-            raise Failure(f"{folder / 'vault.yml'} is there but {key} is not: put the vault password back, or name it with HOLDFAST_VAULT_PASSWORD_FILE.")
+            raise Failure(
+                f"{folder / 'vault.yml'} is there but {key} is not: put the vault password back, "
+                "or name it with HOLDFAST_VAULT_PASSWORD_FILE."
+            )
         key.touch(mode=0o600)
         key.write_text("".join(secrets.choice(ALPHABET) for _ in range(LENGTH)) + "\n")
         say(f"Wrote a new vault password to {key}. Keep a copy off this machine: without it the secrets are lost.")
@@ -94,7 +97,9 @@ def ensure(inventory: str) -> bool:
         say(f"inventories/{inventory} has every secret that the roles need.")
         return False
     held |= {name: "".join(secrets.choice(ALPHABET) for _ in range(LENGTH)) for name in missing}
-    text = "---\n" + "".join(f"{name}: {held[name]}\n" if held[name].isalnum() else yaml.safe_dump({name: held[name]}) for name in sorted(held))
+    text = "---\n" + "".join(
+        f"{name}: {held[name]}\n" if held[name].isalnum() else yaml.safe_dump({name: held[name]}) for name in sorted(held)
+    )
     vault = folder / "vault.yml"
     # Encrypted on standard output and moved into place: the plain text never lies on a disk, and a failure leaves the old file.
     encrypted = run([VENV_BIN / "ansible-vault", "encrypt", "--output", "-", "-"], stdin=text).stdout

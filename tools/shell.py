@@ -69,6 +69,7 @@ def run(
     try:
         done = subprocess.run(
             words,
+            check=False,
             cwd=cwd,
             env={**os.environ, **(env or {})},
             input=stdin,

@@ -12,7 +12,20 @@ from tools import demo, engine, host, registry
 from tools.shell import CACHE, ROOT, VENV_BIN, Failure, run, say
 
 # Longest first, so that two at a time end together; on two cores a third would only make the others slower.
-SCENARIOS = ("site", "app", "pgvector", "postgresql", "caddy", "pgbouncer", "object_store", "valkey", "docker", "base", "holdfast", "preflight")
+SCENARIOS = (
+    "site",
+    "app",
+    "pgvector",
+    "postgresql",
+    "caddy",
+    "pgbouncer",
+    "object_store",
+    "valkey",
+    "docker",
+    "base",
+    "holdfast",
+    "preflight",
+)
 AT_A_TIME = 2
 SCENARIO_SECONDS = 1800
 LOGS = CACHE / "logs"

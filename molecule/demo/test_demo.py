@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import ssl
 import subprocess
 import time
@@ -91,4 +90,4 @@ def test_down(info: dict[str, Any]) -> None:
     if Path("/var/run/docker.sock").exists() and run(["docker", "version"], check=False).returncode == 0:
         listed = run(["docker", "ps", "--all", "--format", "{{.Names}}"]).stdout + run(["docker", "image", "ls"]).stdout
         assert "holdfast-demo" not in listed and "holdfast-registry" not in listed and "smart-audit" not in listed
-    assert os.path.exists(ROOT / ".venv")
+    assert (ROOT / ".venv").exists()

@@ -1,9 +1,9 @@
 """`holdfast app run COLOUR`: bring one colour of the application up, and keep it up, for systemd.
 
-systemd owns the application's start, stop, order and boot, so containers have no restart policy of their own: Docker would start them
-at boot before the databases, and would not bring back one that was killed by hand. This program is the main process of
-app@COLOUR.service; it starts the compose project, tells systemd when every service is healthy, then listens to Docker's events and brings back
-what dies or turns unhealthy.
+systemd owns the application's start, stop, order and boot, so containers have no restart policy of their own: Docker would start
+them at boot before the databases, and would not bring back one that was killed by hand. This program is the main process of
+app@COLOUR.service; it starts the compose project, tells systemd when every service is healthy, then listens to Docker's events and
+brings back what dies or turns unhealthy.
 """
 
 from __future__ import annotations
@@ -207,8 +207,7 @@ def _events(name: str, wake: threading.Event, stopping: threading.Event) -> None
              "--filter", "event=health_status", "--filter", "event=destroy", "--format", "{{.Status}}"],
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True,
         ) as stream:  # fmt: skip
-            assert stream.stdout is not None
-            for line in stream.stdout:
+            for line in stream.stdout or ():
                 if line.strip() != "health_status: healthy":
                     wake.set()
         wake.set()
