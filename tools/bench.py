@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 import json
 import os
 import platform
 import re
 import shutil
+import ssl
 import time
 from pathlib import Path
 
@@ -110,10 +111,11 @@ def _local() -> tuple[float, int, int, dict[str, float]]:
 def _load(url: str, cookie: str) -> dict[str, str]:
     """Ask one address for SECONDS over CONNECTIONS kept connections; return requests per second, p50, p99 and errors."""
     said = run(
-        ["wrk", "--threads", "2", "--connections", str(CONNECTIONS), "--duration", f"{SECONDS}s", "--latency", "--header", f"Cookie: {cookie}", url],
+        ["wrk", "--threads", "2", "--connections", str(CONNECTIONS), "--duration", f"{SECONDS}s", "--latency",
+         "--header", f"Cookie: {cookie}", url],
         timeout_seconds=SECONDS + 60,
     ).stdout  # fmt: skip
-    found = {name: value for name, value in re.findall(r"^\s+(50%|99%)\s+(\S+)$", said, re.MULTILINE)}
+    found = dict(re.findall(r"^\s+(50%|99%)\s+(\S+)$", said, re.MULTILINE))
     rate = re.search(r"Requests/sec:\s+([\d.]+)", said)
     wrong = re.search(r"Non-2xx or 3xx responses: (\d+)", said)
     return {
@@ -161,16 +163,20 @@ def main() -> None:
 
 
 def _requests() -> dict[str, dict[str, str]]:
-    import ssl
-
     authority = run(["docker", "exec", NAME, "cat", demo.CADDY_ROOT]).stdout
     client = Application(_address(), ssl.create_default_context(cadata=authority), secrets.read("demo")["app_admin_password"])
     client.login()
-    documents = [client.upload(f"Finding {number}: voucher {number * 7919} was paid twice in week {number % 52}. " * 30) for number in range(UPLOADS)]
+    texts = [f"Finding {number}: voucher {number * 7919} was paid twice in week {number % 52}. " * 30 for number in range(UPLOADS)]
+    documents = [client.upload(text) for text in texts]
     client.wait_done(*documents)
     port = run(["docker", "port", NAME, "443"]).stdout.splitlines()[0].rsplit(":", 1)[1]
     base = f"https://localhost:{port}"
-    paths = {"static page": "/", "session": "/api/session", "list of documents": "/api/documents", "vector search": "/api/search?q=voucher+paid+twice&limit=5"}
+    paths = {
+        "static page": "/",
+        "session": "/api/session",
+        "list of documents": "/api/documents",
+        "vector search": "/api/search?q=voucher+paid+twice&limit=5",
+    }
     return {name: _load(base + path, client.cookie) for name, path in paths.items()}
 
 
@@ -186,7 +192,7 @@ def _report(
         "",
         "Written by `make bench`; every figure was measured in one run on one machine.",
         "",
-        f"- date: {datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC",
+        f"- date: {dt.datetime.now(dt.UTC):%Y-%m-%d %H:%M} UTC",
         f"- machine: {os.cpu_count()} cores, {_memory_mb()} MB of memory, Linux {platform.release()}",
         f"- load average at the end: {os.getloadavg()[0]:.1f}",
         f"- commit: {run(['git', 'rev-parse', '--short', 'HEAD']).stdout.strip()}",
@@ -204,7 +210,8 @@ def _report(
         "| role | first | nothing to change | on the host itself |",
         "|---|---|---|---|",
     ]
-    lines += [f"| {role} | {seconds:.1f} | {again[3].get(role, 0):.1f} | {local[3].get(role, 0):.1f} |" for role, seconds in first[3].items()]
+    for role, seconds in first[3].items():
+        lines.append(f"| {role} | {seconds:.1f} | {again[3].get(role, 0):.1f} | {local[3].get(role, 0):.1f} |")
     rows = [line.split("\t") for line in memory.splitlines()]
     containers = sum(float(size) for name, size in rows if name.startswith(("container", "app@")))
     total = sum(float(size) for _, size in rows)
