@@ -39,10 +39,11 @@ def _bucket(host: Host, *more: str, **arguments: Any) -> dict[str, Any]:
 
 
 def _curl(host: Host, method: str, path: str, *, key: dict[str, str] = APP, more: str = "") -> str:
-    return host.run(
+    said: str = host.run(
         f"timeout 60 curl --silent --max-time 50 --cacert {CA_FILE} --user {key['access_key']}:{key['secret_key']} "
         f"--aws-sigv4 aws:amz:us-east-1:s3 --request {method} {more} --output /tmp/answer --write-out '%{{http_code}}' {ENDPOINT}{path}"
     ).stdout
+    return said
 
 
 def _wait(host: Host) -> None:
