@@ -68,7 +68,7 @@ def test_admins_only(host: Host, settings: dict[str, list[str]]) -> None:
 def test_no_password(host: Host, settings: dict[str, list[str]]) -> None:
     """An admin has no password, so none can be guessed, on the console neither."""
     for name in settings["allowusers"]:
-        assert host.user(name).password in ("*", "!", "!*")
+        assert str(host.user(name).password).startswith(("!", "*"))
 
 
 def test_modern_algorithms(answer: str) -> None:

@@ -252,7 +252,7 @@ class Guard:
             if not only_files:
                 _all(content["apply"])
         except Failure as failure:
-            log.error("the files are as they were, but %s", failure)
+            log.warning("the files are as they were, but %s", failure)
         self._disarm()
 
     def _disarm(self) -> None:

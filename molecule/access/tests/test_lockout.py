@@ -185,7 +185,7 @@ def test_unconfirmed_change_does_not_outlive_a_reboot(host: Host, host_name: str
     """A change that nobody confirmed before the host went down is gone when it is back."""
     asked = {
         "seconds": 600, "folders": [], "apply": [["true"]], "retire": [], "check": [],
-        "files": [{"path": "/etc/holdfast/probe", "content": "new\n"}],
+        "files": [{"path": "/etc/holdfast/probe", "content": "new"}],
     }  # fmt: skip
     host.check_output("echo old > /etc/holdfast/probe")
     host.check_output(f"echo '{json.dumps(asked)}' | holdfast guard apply probe")
