@@ -480,8 +480,7 @@ def _mirrors() -> set[str]:
     files = [Path("/etc/pip.conf"), Path.home() / ".config/pip/pip.conf", Path.home() / ".pip/pip.conf", Path.home() / ".npmrc"]
     files += [*Path("/etc/apt").glob("sources.list"), *Path("/etc/apt/sources.list.d").glob("*")]
     text = "\n".join(path.read_text(encoding="utf-8", errors="replace") for path in files if path.is_file())
-    public = ("pypi.org", "deb.debian.org", "security.debian.org", "registry.npmjs.org", "archive.ubuntu.com", "security.ubuntu.com")
-    return {host for host in re.findall(r"https?://(?:[^\s/@]*@)?([\w.-]+\.\w+)", text) if host not in public}
+    return set(re.findall(r"https?://(?:[^\s/@]*@)?([\w.-]+\.\w+)", text))
 
 
 def _lines(root: Path) -> Iterator[tuple[str, str]]:

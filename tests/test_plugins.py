@@ -69,6 +69,8 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     # A role without specs of its own goes first, as Ansible's own validation would stop the play before the plugins.
     (folder / "roles" / "first" / "tasks").mkdir(parents=True)
     tasks = [
+        {"name": "Check without facts", "check_inventory": None, "failed_when": False},
+        {"name": "Gather", "ansible.builtin.setup": {"gather_subset": ["!all", "!min", "distribution"]}},
         {"name": "Check", "check_inventory": None, "failed_when": False},
         {"name": "Refuse", "refuse": {"rules": RULES}, "failed_when": False},
     ]
@@ -104,6 +106,12 @@ def test_check_inventory_says(host: str, told: dict[str, dict[str, Any]]) -> Non
     assert result.get("faults", []) == HOSTS[host][1]
     assert result["changed"] is False
     assert "hunter2" not in str(result)
+
+
+def test_check_inventory_waits_for_facts(told: dict[str, dict[str, Any]]) -> None:
+    early = told["Check without facts"]
+    assert early["undefined"].get("faults", []) == []
+    assert early["wrong_type"]["faults"] == HOSTS["wrong_type"][1]
 
 
 @pytest.mark.parametrize("host", [host for host, (_, faults, _) in HOSTS.items() if not faults])

@@ -14,6 +14,7 @@ from tools.shell import CACHE, Failure, run, step
 PID_FILE = CACHE / "dockerd.pid"
 LOG_FILE = CACHE / "dockerd.log"
 SOCKET = Path("/var/run/docker.sock")
+ENGINE_PID_FILE = Path("/var/run/docker.pid")
 PACKAGES = {"ssh-keygen": "openssh-client", "docker": "docker.io", "dockerd": "docker.io", "mmdebstrap": "mmdebstrap", "setfacl": "acl"}
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 START_SECONDS = 60
@@ -56,7 +57,8 @@ def start() -> None:
             run(["systemctl", "start", "docker"], root=True, timeout_seconds=120)
         elif not SOCKET.exists() or run(["docker", "version"], root=True, timeout_seconds=20, check=False).returncode:
             CACHE.mkdir(exist_ok=True)
-            words = [] if os.geteuid() == 0 else ["sudo", "-n"]
+            _forget_dead_daemon()
+            words = [] if os.geteuid() == 0 else ["sudo"]
             with LOG_FILE.open("ab") as log:
                 daemon = subprocess.Popen([*words, "dockerd"], stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
             PID_FILE.write_text(f"{daemon.pid}\n")
@@ -67,6 +69,15 @@ def start() -> None:
                 return
             time.sleep(1)
         raise Failure(f"The container engine did not answer within {START_SECONDS} s; see {LOG_FILE}.")
+
+
+def _forget_dead_daemon() -> None:
+    """Remove what a daemon that was killed left behind: it would not start where another process has its number by now."""
+    if not ENGINE_PID_FILE.exists():
+        return
+    comm = Path(f"/proc/{ENGINE_PID_FILE.read_text().strip()}/comm")
+    if not (comm.exists() and comm.read_text().strip() == "dockerd"):
+        run(["rm", "--force", ENGINE_PID_FILE], root=True)
 
 
 def ensure() -> None:

@@ -52,7 +52,7 @@ def run(
     Args:
         command: program and arguments.
         timeout_seconds: ended after this many seconds.
-        root: put sudo in front where the user is not root.
+        root: put sudo in front where the user is not root; it asks on the terminal if it has to.
         cwd: working directory.
         env: added to the environment.
         stdin: text for standard input; nothing by default, so that no command waits for a terminal.
@@ -65,7 +65,7 @@ def run(
     words = [str(word) for word in command]
     if root and os.geteuid() != 0:
         kept = [f"{key}={value}" for key, value in (env or {}).items()]
-        words = ["sudo", "-n", *(["env", *kept] if kept else []), *words]
+        words = ["sudo", *(["env", *kept] if kept else []), *words]
     try:
         done = subprocess.run(
             words,

@@ -49,5 +49,6 @@ def test_journal(host: Host) -> None:
 def test_name_and_locale(host: Host) -> None:
     """The host has its name, a UTF-8 locale and a time zone."""
     assert host.check_output("hostname") == host.check_output("cat /etc/hostname")
-    assert re.match(r"LANG=\S+\.UTF-8", host.check_output("grep ^LANG= /etc/default/locale"))
+    assert re.match(r"LANG=\S+\.UTF-8", host.check_output("grep --no-messages ^LANG= /etc/default/locale"))
+    assert "UTF-8" in host.check_output("localectl status")
     assert host.check_output("timedatectl show --property Timezone --value")

@@ -66,15 +66,15 @@ def test_no_userland_proxy(host: Host, daemon: dict[str, Any]) -> None:
 
 
 def test_addresses(host: Host, written: dict[str, Any]) -> None:
-    """docker0 and every network of containers have the addresses that the inventory gives them."""
-    bridge = ipaddress.ip_interface(written["bip"])
-    pools = [ipaddress.ip_network(pool["base"]) for pool in written["default-address-pools"]]
+    """The bridge docker0 and every network of containers have the addresses that the inventory gives them."""
+    bridge = ipaddress.IPv4Interface(written["bip"])
+    pools = [ipaddress.IPv4Network(pool["base"]) for pool in written["default-address-pools"]]
     assert f"inet {bridge} " in host.check_output("ip -4 -oneline address show dev docker0")
     networks = host.check_output("timeout 20 docker network ls --quiet --filter driver=bridge").split()
     for network in json.loads(host.check_output(f"timeout 20 docker network inspect {' '.join(networks)}")):
         for config in network["IPAM"]["Config"]:
-            subnet = ipaddress.ip_network(config["Subnet"])
-            known = subnet == bridge.network or any(subnet.subnet_of(pool) for pool in pools if subnet.version == pool.version)
+            subnet = ipaddress.IPv4Network(config["Subnet"])
+            known = subnet == bridge.network or any(subnet.subnet_of(pool) for pool in pools)
             assert known, f"{network['Name']} has {subnet}"
 
 

@@ -33,7 +33,10 @@ FOREIGN = re.compile(
 
 
 class ActionModule(ActionBase):
-    """Fail with one line for each variable that is missing, unknown, of the wrong type, a placeholder or a weak secret."""
+    """Fail with one line for each variable that is missing, unknown, of the wrong type, a placeholder or a weak secret.
+
+    It needs no connection. Before facts are gathered it leaves out what can't be known without them.
+    """
 
     TRANSFERS_FILES = False
     _requires_connection = False
@@ -47,9 +50,10 @@ class ActionModule(ActionBase):
         folder = Path(variables["role_path"]).parent
         all_specs = {path.parent.parent.name: _options(path) for path in sorted(folder.glob("*/meta/argument_specs.yml"))}
 
-        found: dict[str, str] = {}
+        found = {"ansible_host": _wrong("ansible_host", {"type": "str"}, variables.get("ansible_host", ""))}
         for role in roles:
             found |= self._check_role(all_specs.get(role, {}), variables)
+        found = {name: text for name, text in found.items() if text}
         # A value that is made from a bad one is not a second fault.
         own = [text for name, text in found.items() if not _mentions(variables.get(name), found.keys() - {name})]
         faults = [*_unknown(variables, all_specs), *own]
@@ -72,6 +76,8 @@ class ActionModule(ActionBase):
             try:
                 value = self._templar.template(variables[name]) if name in variables else None
             except AnsibleError as error:
+                if not variables.get("ansible_facts", {}).get("distribution"):
+                    continue  # it may be made from facts; the same check runs again once they are there
                 faults[name] = f"{name} has no value: {_short(error)}: define that, or write another value."
                 continue
             if text := _missing(name, option) if value is None else _wrong(name, option, value):

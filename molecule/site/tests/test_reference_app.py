@@ -13,9 +13,8 @@ PSQL = "runuser -u postgres -- psql --dbname smart_audit --no-psqlrc --tuples-on
 
 def _finding() -> tuple[str, str]:
     """Make a document that nothing else resembles, and a question that only it answers."""
-    word = f"zq{uuid.uuid4().hex[:12]}"
-    text = f"Finding: the approval of voucher {word} was missing. The controller {word} had left in March. " * 5
-    return text, f"missing approval of voucher {word}"
+    words = [f"zq{uuid.uuid4().hex[:10]}" for _ in range(12)]
+    return " ".join(["Finding:", *words * 3]), " ".join(words[:8])
 
 
 def _container(host: Host, service: str) -> str:
@@ -58,7 +57,7 @@ def test_killed_worker(host: Host, application: Application) -> None:
     findings = [_finding() for _ in range(6)]
     documents = []
     for number, (text, _) in enumerate(findings):
-        documents.append(application.upload(text * 40))
+        documents.append(application.upload(f"{text} " * 100))
         if number % 2:
             host.run(f"docker kill {_container(host, 'worker-1')}")
     application.wait_done(*documents, patience_seconds=120)

@@ -1,0 +1,243 @@
+"""`make bench`: measure a first run, a run that changes nothing, memory and requests, and record them in docs/benchmarks.md."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+import os
+import platform
+import re
+import shutil
+import ssl
+import time
+from pathlib import Path
+
+from tools import demo, engine, host, registry, secrets
+from tools.application import Application
+from tools.shell import CACHE, ROOT, VENV_BIN, Failure, run, step
+
+NAME = "holdfast-bench"
+REPORT = ROOT / "docs" / "benchmarks.md"
+CONNECTIONS, SECONDS = 50, 10
+UPLOADS = 20
+# Goals of the first issue, for the table's last column.
+GOALS = {"container": "45 s", "local": "12 s", "memory": "500 MB"}
+# Proportional set size: shared pages (Postgres' buffers, libraries) are counted once, split between those who share them.
+MEMORY = r"""
+import pathlib, re, collections
+sums = collections.Counter()
+for process in pathlib.Path('/proc').glob('[0-9]*'):
+    try:
+        group = (process / 'cgroup').read_text().strip().rsplit('::', 1)[-1]
+        pss = re.search(r'^Pss:\s+(\d+)', (process / 'smaps_rollup').read_text(), re.M)
+        command = (process / 'cmdline').read_bytes().split(b'\0')
+    except OSError:
+        continue
+    if not pss:
+        continue
+    unit = re.findall(r'([\w@.\\-]+\.(?:service|scope))', group)
+    name = unit[-1] if unit else ('init' if process.name == '1' else 'other')
+    if name.startswith('docker-') or '/docker/' in group:
+        name = 'container: ' + (command[1].decode() if len(command) > 1 else '?')
+        words = [word.decode() for word in command if word]
+        name = 'container: ' + (words[-1] if words else '?')
+    sums[name] += int(pss.group(1))
+for name, kib in sums.most_common():
+    print(f'{name}\t{kib / 1024:.1f}')
+"""
+PREPARE_LOCAL = """
+set -e
+export DEBIAN_FRONTEND=noninteractive
+apt-get install -y -qq --no-install-recommends ansible-core python3-psycopg2 >/dev/null
+"""
+
+
+def _inventory(folder: Path, connection: str) -> Path:
+    """Write an inventory of one host with the demo's variables."""
+    folder.mkdir(parents=True, exist_ok=True)
+    groups = folder / "group_vars"
+    if not groups.exists():
+        groups.symlink_to(ROOT / "inventories" / "demo" / "group_vars")
+    target = {NAME: {"ansible_connection": connection}}
+    (folder / "hosts.yml").write_text(json.dumps({"all": {"hosts": target}, "object_store": {"hosts": target}}))
+    return folder
+
+
+def _play(inventory: Path) -> tuple[float, int, int, dict[str, float]]:
+    """Run the site's playbook; return seconds, tasks, changed tasks, and seconds per role."""
+    begun = time.monotonic()
+    said = run([VENV_BIN / "ansible-playbook", "-i", inventory, "site.yml"], timeout_seconds=1800).stdout
+    return (time.monotonic() - begun, *_parse(said))
+
+
+def _parse(said: str) -> tuple[int, int, dict[str, float]]:
+    recap = re.search(r"ok=(\d+)\s+changed=(\d+)", said)
+    if not recap:
+        raise Failure(f"The playbook gave no recap:\n{said[-2000:]}")
+    roles = {name: float(seconds) for name, seconds in re.findall(r"^(\w+) -+ ([\d.]+)s$", said, re.MULTILINE) if name != "total"}
+    return int(recap[1]), int(recap[2]), roles
+
+
+def _local() -> tuple[float, int, int, dict[str, float]]:
+    """Run the playbook on the host itself, with Debian's ansible-core of the same version and this checkout's collections."""
+    run(["docker", "exec", "--interactive", NAME, "bash", "-s"], stdin=PREPARE_LOCAL, timeout_seconds=600)
+    run(["docker", "exec", NAME, "mkdir", "-p", "/root/holdfast/inventories/bench", "/root/.ansible/collections"])
+    listed = run(["git", "ls-files"]).stdout.splitlines()
+    archive = CACHE / "bench" / "tree.tar"
+    run(["tar", "-cf", archive, *(name for name in listed if (ROOT / name).exists()), ".cache/artifacts", ".cache/holdfast.pyz"])
+    collections = next((ROOT / ".venv" / "lib").glob("python3*/site-packages/ansible_collections"))
+    used = ["ansible/posix", "community/crypto", "community/general", "community/library_inventory_filtering_v1"]
+    content = CACHE / "bench" / "collections.tar"
+    run(["tar", "-C", collections.parent, "-cf", content, *(f"ansible_collections/{name}" for name in used)])
+    for path, target in ((archive, "/root/holdfast"), (content, "/root/.ansible/collections")):
+        run(["docker", "cp", path, f"{NAME}:/root/{path.name}"], timeout_seconds=120)
+        run(["docker", "exec", NAME, "tar", "-C", target, "-xf", f"/root/{path.name}"], timeout_seconds=120)
+    inventory = _inventory(CACHE / "bench" / "local", "local")
+    run(["docker", "cp", inventory / "hosts.yml", f"{NAME}:/root/holdfast/inventories/bench/hosts.yml"])
+    run(["docker", "cp", f"{ROOT / 'inventories' / 'demo' / 'group_vars'}", f"{NAME}:/root/holdfast/inventories/bench/"])
+    key = run(["docker", "exec", "--interactive", NAME, "sh", "-c", "umask 077; cat > /root/holdfast/.vault-password"],
+              stdin=secrets.password_file().read_text())  # fmt: skip
+    if key.returncode:
+        raise Failure("The vault password could not be handed to the bench host.")
+    words = ["docker", "exec", "--workdir", "/root/holdfast", NAME, "ansible-playbook", "-i", "inventories/bench", "site.yml"]
+    said, begun = "", 0.0
+    for _ in range(2):  # the second has Python's compiled files
+        begun = time.monotonic()
+        said = run(words, timeout_seconds=900).stdout
+    seconds = time.monotonic() - begun
+    return (seconds, *_parse(said))
+
+
+def _load(url: str, cookie: str) -> dict[str, str]:
+    """Ask one address for SECONDS over CONNECTIONS kept connections; return requests per second, p50, p99 and errors."""
+    said = run(
+        ["wrk", "--threads", "2", "--connections", str(CONNECTIONS), "--duration", f"{SECONDS}s", "--latency",
+         "--header", f"Cookie: {cookie}", url],
+        timeout_seconds=SECONDS + 60,
+    ).stdout  # fmt: skip
+    found = dict(re.findall(r"^\s+(50%|99%)\s+(\S+)$", said, re.MULTILINE))
+    rate = re.search(r"Requests/sec:\s+([\d.]+)", said)
+    wrong = re.search(r"Non-2xx or 3xx responses: (\d+)", said)
+    return {
+        "rate": rate[1] if rate else "?",
+        "p50": found.get("50%", "?"),
+        "p99": found.get("99%", "?"),
+        "errors": wrong[1] if wrong else "0",
+    }
+
+
+def _address() -> str:
+    template = f'{{{{(index .NetworkSettings.Networks "{host.NETWORK}").IPAddress}}}}'
+    return run(["docker", "inspect", "--format", template, NAME]).stdout.strip()
+
+
+def main() -> None:
+    """Measure everything on a host of its own, and write the report."""
+    engine.ensure()
+    registry.ensure()
+    if not shutil.which("wrk"):
+        with step("Install wrk"):
+            quiet = {"DEBIAN_FRONTEND": "noninteractive"}
+            run(["apt-get", "update", "-qq"], root=True, env=quiet)
+            run(["apt-get", "install", "-y", "-qq", "wrk"], root=True, env=quiet)
+    host.down(NAME)
+    try:
+        with step("Boot a bare host"):
+            host.up(NAME, publish=("127.0.0.1::443",))
+        inventory = _inventory(CACHE / "bench" / "inventory", "community.docker.docker")
+        with step("First run"):
+            first = _play(inventory)
+        with step("Run that changes nothing"):
+            again = _play(inventory)
+        time.sleep(10)
+        memory = run(["docker", "exec", "--interactive", NAME, "python3", "-"], stdin=MEMORY).stdout
+        with step("Requests"):
+            requests = _requests()
+        with step("The same run on the host itself"):
+            local = _local()
+    finally:
+        host.down(NAME)
+    text = _report(first, again, local, memory, requests)
+    REPORT.write_text(text)
+    print(text)
+
+
+def _requests() -> dict[str, dict[str, str]]:
+    authority = run(["docker", "exec", NAME, "cat", demo.CADDY_ROOT]).stdout
+    client = Application(_address(), ssl.create_default_context(cadata=authority), secrets.read("demo")["app_admin_password"])
+    client.login()
+    texts = [f"Finding {number}: voucher {number * 7919} was paid twice in week {number % 52}. " * 30 for number in range(UPLOADS)]
+    documents = [client.upload(text) for text in texts]
+    client.wait_done(*documents)
+    port = run(["docker", "port", NAME, "443"]).stdout.splitlines()[0].rsplit(":", 1)[1]
+    base = f"https://localhost:{port}"
+    paths = {
+        "static page": "/",
+        "session": "/api/session",
+        "list of documents": "/api/documents",
+        "vector search": "/api/search?q=voucher+paid+twice&limit=5",
+    }
+    return {name: _load(base + path, client.cookie) for name, path in paths.items()}
+
+
+def _report(
+    first: tuple[float, int, int, dict[str, float]],
+    again: tuple[float, int, int, dict[str, float]],
+    local: tuple[float, int, int, dict[str, float]],
+    memory: str,
+    requests: dict[str, dict[str, str]],
+) -> str:
+    lines = [
+        "# Benchmarks",
+        "",
+        "Written by `make bench`; every figure was measured in one run on one machine.",
+        "",
+        f"- date: {dt.datetime.now(dt.UTC):%Y-%m-%d %H:%M} UTC",
+        f"- machine: {os.cpu_count()} cores, {_memory_mb()} MB of memory, Linux {platform.release()}",
+        f"- load average at the end: {os.getloadavg()[0]:.1f}",
+        f"- commit: {run(['git', 'rev-parse', '--short', 'HEAD']).stdout.strip()}",
+        "",
+        "## Runs of `site.yml`",
+        "",
+        "| run | seconds | tasks | changed | goal |",
+        "|---|---|---|---|---|",
+        f"| first, bare host, container connection | {first[0]:.1f} | {first[1]} | {first[2]} | |",
+        f"| nothing to change, container connection | {again[0]:.1f} | {again[1]} | {again[2]} | {GOALS['container']} |",
+        f"| nothing to change, on the host itself | {local[0]:.1f} | {local[1]} | {local[2]} | {GOALS['local']} |",
+        "",
+        "Seconds per role:",
+        "",
+        "| role | first | nothing to change | on the host itself |",
+        "|---|---|---|---|",
+    ]
+    for role, seconds in first[3].items():
+        lines.append(f"| {role} | {seconds:.1f} | {again[3].get(role, 0):.1f} | {local[3].get(role, 0):.1f} |")
+    rows = [line.split("\t") for line in memory.splitlines()]
+    containers = sum(float(size) for name, size in rows if name.startswith(("container", "app@")))
+    total = sum(float(size) for _, size in rows)
+    lines += [
+        "",
+        "## Memory when idle",
+        "",
+        "Proportional set size by unit: pages that processes share are split between them.",
+        "",
+        "| unit | MB |",
+        "|---|---|",
+        *(f"| {name} | {size} |" for name, size in rows if float(size) >= 1),
+        f"| **platform without the application** (goal: {GOALS['memory']}) | **{total - containers:.0f}** |",
+        f"| application | {containers:.0f} |",
+        "",
+        "## Requests through Caddy, over TLS",
+        "",
+        f"`wrk`, {CONNECTIONS} kept connections, {SECONDS} s each, on the same two cores as the host; {UPLOADS} documents stored.",
+        "",
+        "| what | requests per second | p50 | p99 | errors |",
+        "|---|---|---|---|---|",
+        *(f"| {name} | {row['rate']} | {row['p50']} | {row['p99']} | {row['errors']} |" for name, row in requests.items()),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _memory_mb() -> int:
+    return int(re.search(r"MemTotal:\s+(\d+)", Path("/proc/meminfo").read_text())[1]) // 1024  # type: ignore[index]  # Linux always has it
