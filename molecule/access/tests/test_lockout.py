@@ -69,7 +69,12 @@ def play(address: str, tmp_path_factory: pytest.TempPathFactory) -> Play:
         return subprocess.run(
             [VENV_BIN / "ansible-playbook", "-i", folder / "hosts.yml", "molecule/access/converge.yml", "-e", json.dumps(seconds | inputs)],
             cwd=ROOT, capture_output=True, text=True, check=False, timeout=300,
-            env={**os.environ, "PATH": f"{VENV_BIN}:{os.environ['PATH']}", "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "ANSIBLE_FORCE_COLOR": "false"},
+            env=os.environ
+            | {
+                "PATH": f"{VENV_BIN}:{os.environ['PATH']}",
+                "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
+                "ANSIBLE_FORCE_COLOR": "false",
+            },
         )  # fmt: skip
 
     return call

@@ -167,7 +167,12 @@ def converge(host_name: str, **inputs: Any) -> None:
     done = subprocess.run(
         [VENV_BIN / "ansible-playbook", "-i", inventory, "molecule/firewall/converge.yml", "--tags", "firewall", "-e", json.dumps(given)],
         cwd=ROOT, capture_output=True, text=True, check=False, timeout=300,
-        env={**os.environ, "PATH": f"{VENV_BIN}:{os.environ['PATH']}", "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "ANSIBLE_FORCE_COLOR": "false"},
+        env=os.environ
+        | {
+            "PATH": f"{VENV_BIN}:{os.environ['PATH']}",
+            "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
+            "ANSIBLE_FORCE_COLOR": "false",
+        },
     )  # fmt: skip
     assert done.returncode == 0, done.stdout
 
