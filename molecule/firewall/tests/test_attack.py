@@ -23,6 +23,7 @@ SERVICES = {22, 80, 443}
 PORTS = sorted({*range(1, 1024), 2375, 5432, 6379, 6432, DECLARED, LISTENING, PUBLISHED, 9000, 9090})
 ANSWER = "tables inet holdfast"
 LOOP = f"while true; do echo {ANSWER} | busybox nc -l -p 80; done"
+LISTEN = f"systemd-run --collect --unit=molecule-listener python3 /root/listener.py 80 443 {LISTENING} {DECLARED}"
 # Listens on every address, over TCP and UDP, IPv4 and IPv6.
 LISTENER = """
 import asyncio, socket, sys
@@ -139,8 +140,8 @@ def containers(host: Host) -> Iterator[dict[str, str]]:
         "mkdir -p /tmp/image/bin && cp /bin/busybox /tmp/image/bin/ && ln -sf busybox /tmp/image/bin/sh "
         f"&& tar -C /tmp/image -c . | docker import - {IMAGE}"
     )
-    host.check_output(f"cat > /run/listener.py <<'END'\n{LISTENER}\nEND")
-    host.check_output(f"systemd-run --unit=molecule-listener python3 /run/listener.py 80 443 {LISTENING} {DECLARED}")
+    host.check_output(f"cat > /root/listener.py <<'END'\n{LISTENER}\nEND")
+    host.check_output(LISTEN)
     host.check_output("docker network create --ipv6 --subnet fd00:c0:a::/64 one && docker network create two")
     found = {}
     for name, network, more in (
@@ -338,3 +339,17 @@ def test_drift_is_mended_by_a_run(host: Host, host_name: str) -> None:
     host.check_output(f"nft insert rule inet holdfast outside tcp dport {LISTENING} accept")
     converge(host_name)
     assert str(LISTENING) not in host.check_output("nft list table inet holdfast")
+
+
+def test_closed_after_a_reboot(host: Host, host_name: str, attacker: Attacker, targets: list[str], containers: dict[str, str]) -> None:
+    """It is so after the host has booted again."""
+    test_host.reboot(host_name)
+    # What the scenario prepared, and a container host forgets: its IPv6 address, from before Docker starts.
+    host.check_output(
+        "sysctl --quiet --write net.ipv6.conf.all.disable_ipv6=0 net.ipv6.conf.eth0.disable_ipv6=0 && "
+        "ip -6 address replace fd00:4657::1/64 dev eth0 nodad && timeout 60 systemctl restart docker.service"
+    )
+    host.check_output(f"{LISTEN} && docker start one-server two-server one-client two-client")
+    assert address_of(host_name) == targets[0]
+    is_closed(attacker, targets, containers)
+    assert gets(host, "one-client", "one-server")
