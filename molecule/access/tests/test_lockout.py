@@ -138,6 +138,15 @@ def test_admin_who_left_the_inventory_is_out(host: Host, play: Play, address: st
     assert "not allowed to run sudo" in host.check_output("sudo --list --other-user=other")
 
 
+def test_inventory_without_the_one_who_runs_it_is_refused(host: Host, play: Play, other_key: Path) -> None:
+    """An inventory that would lock out the very user that Ansible logs in as is refused before anything is changed."""
+    done = play(access_admins=admins(("other", other_key)))
+    assert done.returncode != 0
+    assert "access_admins lacks admin, as whom Ansible logs in" in done.stdout
+    assert "changed=0" in done.stdout
+    assert host.check_output("ls /etc/ssh/authorized_keys") == admin.NAME
+
+
 def is_taken_back(done: subprocess.CompletedProcess[str], name: str, address: str) -> None:
     """Say that a run failed, told why in one sentence, and that the way in is open again."""
     assert done.returncode != 0
