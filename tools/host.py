@@ -11,6 +11,7 @@ from pathlib import Path
 from tools.shell import Failure, run, step
 
 NETWORK = "holdfast"
+HOST_IMAGE = "holdfast/host"
 LABEL = "holdfast.test-host"
 BOOT_SECONDS = 60
 # python3-apt serves Ansible's apt module, procps and openssh-server the roles.
@@ -79,7 +80,7 @@ def make_image(name: str, packages: tuple[str, ...], customize: tuple[str, ...] 
 
 def make_host_image() -> str:
     """Make the image of a bare host, and return its reference."""
-    return make_image("holdfast/host", HOST_PACKAGES, CUSTOMIZE)
+    return make_image(HOST_IMAGE, HOST_PACKAGES, CUSTOMIZE)
 
 
 def ensure_network() -> None:
@@ -155,15 +156,15 @@ def down(name: str) -> bool:
 
 
 def remove_images_and_network() -> None:
-    """Remove every image that the tools made, and the network, unless another test host still uses them."""
-    if run(["docker", "ps", "--all", "--quiet", "--filter", f"label={LABEL}"]).stdout.strip():
-        return
+    """Remove every image that the tools made, and the network; while other test hosts are there, those keep what they stand on."""
+    others = bool(run(["docker", "ps", "--all", "--quiet", "--filter", f"label={LABEL}"]).stdout.strip())
     listed = run(["docker", "image", "ls", "--format", "{{.Repository}}:{{.Tag}}"]).stdout.split()
     ours = [name for name in listed if name.startswith("holdfast/") or "/smart-audit/" in name]
-    if ours:
-        run(["docker", "image", "rm", "--force", *ours])
+    if gone := [name for name in ours if not (others and name.startswith(f"{HOST_IMAGE}:"))]:
+        run(["docker", "image", "rm", "--force", *gone])
     run(["docker", "image", "prune", "--force"], check=False)
-    run(["docker", "network", "rm", NETWORK], check=False)
+    if not others:
+        run(["docker", "network", "rm", NETWORK], check=False)
 
 
 def reboot(name: str) -> None:
