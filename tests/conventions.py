@@ -28,6 +28,8 @@ DURATION = re.compile(r"(timeout|interval|age|period|delay|ttl|duration|retentio
 SIZE = re.compile(r"(memory|disk|buffers?|size|cache|body|space)(_|$)")
 TIME_UNITS = ("ms", "milliseconds", "seconds", "minutes", "hours", "days")
 SIZE_UNITS = ("bytes", "kb", "mb", "gb")
+# Programs of ours write these into the demo's inventory: an input's last word, and .yml.
+GENERATED = ("images.yml", "admins.yml")
 SECRET = re.compile(r"(password|secret|secret_key|token|passphrase)s?$")
 UNFINISHED = re.compile(r"\b(TODO|FIXME|XXX)\b")
 WAIVED = re.compile(r"#\s*noqa(?!:? ?[A-Za-z\[])|#\s*type:\s*ignore(?!\[)|pytest\.(mark\.)?(skip|xfail)")
@@ -233,7 +235,7 @@ def inventory_keys(root: Path) -> Iterator[str]:
         seen: dict[str, str] = {}
         for path in sorted((root / "inventories" / inventory / "group_vars" / "all").glob("*.yml")):
             where = path.relative_to(root)
-            if path.name in ("vault.yml", "images.yml"):
+            if path.name in ("vault.yml", *GENERATED):
                 continue  # programs of ours write these, and git ignores them
             for name in load(path) or {}:
                 if FOREIGN.match(name):
@@ -265,9 +267,10 @@ def _missing(root: Path, inventory: str, given: set[str]) -> Iterator[str]:
 
 
 def _generated(root: Path, name: str) -> bool:
-    """Say whether a file that git ignores (the demo's images) may hold the input."""
+    """Say whether a file that git ignores (the demo's images, its admin) may hold the input."""
     ignored = root / ".gitignore"
-    return ignored.exists() and name.endswith("_images") and "images.yml" in ignored.read_text(encoding="utf-8")
+    file = f"{name.rsplit('_', maxsplit=1)[-1]}.yml"
+    return ignored.exists() and file in GENERATED and file in ignored.read_text(encoding="utf-8")
 
 
 @rule

@@ -25,6 +25,7 @@ from tools.shell import ROOT, VENV_BIN, run
 HOST = "holdfast-badinput"
 OLD_HOST = "holdfast-badinput-old"
 DIGEST = "sha256:" + "0" * 64
+KEY = f"ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAI{'x' * 43} somebody"
 MINE = "b52d8c0e4f7a4c1f9a6d3e2b1c0f9e8d"
 
 
@@ -43,6 +44,11 @@ class Case:
 def service(**parts: Any) -> dict[str, Any]:
     """Describe the inputs of an application with one service that differs from a good one."""
     return {"app_services": [{"name": "backend", "image": "backend", "command": ["serve"], "health_path": "/readyz", **parts}]}
+
+
+def admins(**parts: Any) -> dict[str, Any]:
+    """Describe one admin that differs from a good one."""
+    return {"access_admins": [{"name": "admin", "keys": [KEY], **parts}]}
 
 
 CASES = [
@@ -114,6 +120,31 @@ CASES = [
             "app_bucket_secret_key": MINE,
         },
     ),
+    Case("no admin", "access", ("access_admins is empty", "write a name"), {"access_admins": []}),
+    Case("admin without a key", "access", ("access_admins", "admin no key", "public key"), admins(keys=[])),
+    Case("malformed key", "access", ("access_admins", "'ssh-ed25519 AAAA'", "ssh-keygen"), admins(keys=["ssh-ed25519 AAAA"])),
+    Case("key of an old kind", "access", ("access_admins", "'ssh-rsa", "ed25519"), admins(keys=["ssh-rsa AAAAB3NzaC1yc2E somebody"])),
+    Case("admin named root", "access", ("access_admins names root", "user of its own"), admins(name="root")),
+    Case("admin with a bad name", "access", ("access_admins", "'A B'", "lower-case"), admins(name="A B")),
+    Case("rollback at once", "access", ("access_rollback_seconds is 1", "write 10 to 3600"), {"access_rollback_seconds": 1}),
+    Case(
+        "unknown protocol",
+        "inventory",
+        ("firewall_extra_services", "sctp", "tcp, udp"),
+        {"firewall_extra_services": [{"protocol": "sctp", "port": 22}]},
+    ),
+    Case(
+        "port out of range",
+        "firewall",
+        ("firewall_extra_services", "70000", "write a port from 1 to 65535"),
+        {"firewall_extra_services": [{"protocol": "tcp", "port": 70000}]},
+    ),
+    Case(
+        "source that is no address",
+        "firewall",
+        ("firewall_services", "'300.1.1.1'", "write an address"),
+        {"firewall_services": [{"protocol": "tcp", "port": 22, "sources": ["300.1.1.1"]}]},
+    ),
     Case("host that is not Debian 13", "system", ("Debian 12", "Debian 13 only", "install the machine anew"), on=OLD_HOST),
 ]
 GOOD = Case("good", "nobody", ())
@@ -151,7 +182,7 @@ def inputs(inventory: str) -> dict[str, Any]:
     """Read an inventory's values, without what programs write into it."""
     found: dict[str, Any] = {}
     for path in sorted((ROOT / "inventories" / inventory / "group_vars" / "all").glob("*.yml")):
-        if path.name not in ("vault.yml", "images.yml"):
+        if path.name not in ("vault.yml", "images.yml", "admins.yml"):
             found |= yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     return found
 
@@ -246,7 +277,7 @@ def machine() -> Iterator[None]:
 def base() -> dict[str, Any]:
     """The demo's inventory with secrets, and images of a registry that nobody asks."""
     images = {name: f"r.test/{name}@{DIGEST}" for name in ("backend", "frontend")}
-    return {**inputs("demo"), "app_images": images, **secrets()}
+    return {**inputs("demo"), "app_images": images, "access_admins": [{"name": "admin", "keys": [KEY]}], **secrets()}
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-from tools import engine, host, registry
+from tools import admin, engine, host, registry
 from tools.shell import CACHE, ROOT, VENV_BIN, Failure, run, say, step
 
 NAME = "holdfast-demo"
@@ -120,6 +120,7 @@ def down() -> None:
         engine.stop()
     for path in (VAULT, CA_FILE, CACHE / "demo" / "ansible.log"):
         path.unlink(missing_ok=True)
+    admin.remove()
     if not list(ROOT.glob("inventories/*/group_vars/all/vault.yml")):
         (ROOT / ".vault-password").unlink(missing_ok=True)
     say("The demo is gone. What stays are tools: .venv and .cache (`make clean` removes them) and Debian's packages.")

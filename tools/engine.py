@@ -15,7 +15,7 @@ PID_FILE = CACHE / "dockerd.pid"
 LOG_FILE = CACHE / "dockerd.log"
 SOCKET = Path("/var/run/docker.sock")
 ENGINE_PID_FILE = Path("/var/run/docker.pid")
-PACKAGES = {"docker": "docker.io", "dockerd": "docker.io", "mmdebstrap": "mmdebstrap", "setfacl": "acl"}
+PACKAGES = {"ssh-keygen": "openssh-client", "docker": "docker.io", "dockerd": "docker.io", "mmdebstrap": "mmdebstrap", "setfacl": "acl"}
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 START_SECONDS = 60
 

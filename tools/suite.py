@@ -17,6 +17,8 @@ SCENARIOS = (
     "app",
     "pgvector",
     "postgresql",
+    "firewall",
+    "access",
     "caddy",
     "pgbouncer",
     "object_store",

@@ -6,7 +6,7 @@ import argparse
 import logging
 import sys
 
-from holdfast import app
+from holdfast import app, guard
 from holdfast.failure import Failure
 
 
@@ -15,6 +15,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="holdfast", description="The programs that a Holdfast host runs.")
     commands = parser.add_subparsers(dest="command", required=True)
     app.add_parser(commands)
+    guard.add_parser(commands)
     given = parser.parse_args()
     # journald adds the time, and reads the level from the prefix.
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)

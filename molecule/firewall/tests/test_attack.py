@@ -1,0 +1,355 @@
+"""What a second host on the same network, and a container, reach; over IPv4 and IPv6, and after every restart."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from testinfra.host import Host
+
+from tools import host as test_host
+from tools.shell import ROOT, VENV_BIN, run
+
+IMAGE = "molecule/busybox"
+PUBLISHED, LISTENING, DECLARED = 9999, 7777, 8333
+SERVICES = {22, 80, 443}
+PORTS = sorted({*range(1, 1024), 2375, 5432, 6379, 6432, DECLARED, LISTENING, PUBLISHED, 9000, 9090})
+ANSWER = "tables inet holdfast"
+LOOP = f"while true; do echo {ANSWER} | busybox nc -l -p 80; done"
+LISTEN = f"systemd-run --collect --unit=molecule-listener python3 /root/listener.py 80 443 {LISTENING} {DECLARED}"
+# Listens on every address, over TCP and UDP, IPv4 and IPv6.
+LISTENER = """
+import asyncio, socket, sys
+def tcp(reader, writer):
+    writer.write(b"here\\n"); writer.close()
+class Udp(asyncio.DatagramProtocol):
+    def connection_made(self, transport): self.transport = transport
+    def datagram_received(self, data, address): self.transport.sendto(b"here", address)
+async def main():
+    for port in map(int, sys.argv[1:]):
+        await asyncio.start_server(tcp, None, port)
+        for family, address in ((socket.AF_INET, "0.0.0.0"), (socket.AF_INET6, "::")):
+            channel = socket.socket(family, socket.SOCK_DGRAM)
+            if family == socket.AF_INET6: channel.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            channel.bind((address, port))
+            await asyncio.get_running_loop().create_datagram_endpoint(Udp, sock=channel)
+    await asyncio.Event().wait()
+asyncio.run(main())
+"""
+# Says of each port whether it is open, refuses (which is an answer, too), or is silent.
+SCANNER = """
+import asyncio, json, sys
+async def knock(address, port):
+    try:
+        _, writer = await asyncio.wait_for(asyncio.open_connection(address, port), 2)
+        writer.close()
+        return port, "open"
+    except TimeoutError:
+        return port, "silent"
+    except ConnectionRefusedError:
+        return port, "refused"
+    except OSError as error:
+        return port, str(error)
+async def scan(address, ports):
+    return address, dict(await asyncio.gather(*(knock(address, port) for port in ports)))
+async def main(targets):
+    print(json.dumps(dict(await asyncio.gather(*(scan(*item) for item in targets.items())))))
+asyncio.run(main(json.loads(sys.argv[1])))
+"""
+UDP = """
+import socket, sys
+channel = socket.socket(socket.AF_INET6 if ":" in sys.argv[1] else socket.AF_INET, socket.SOCK_DGRAM)
+channel.settimeout(2)
+channel.sendto(b"hello", (sys.argv[1], int(sys.argv[2])))
+try:
+    print(channel.recv(10).decode())
+except TimeoutError:
+    print("silent")
+"""
+
+
+@dataclass(frozen=True)
+class Attacker:
+    """The second host."""
+
+    name: str
+    address: str
+
+    def python(self, program: str, *words: str) -> str:
+        """Run a program on it."""
+        return run(["docker", "exec", "-i", self.name, "python3", "-", *words], stdin=program, timeout_seconds=60).stdout
+
+    def scan_all(self, targets: dict[str, list[int]]) -> dict[str, dict[str, set[int]]]:
+        """Sort the ports of each address by how they answer; silent ones are left out."""
+        found: dict[str, dict[str, set[int]]] = {}
+        for address, ports in json.loads(self.python(SCANNER, json.dumps(targets))).items():
+            sorted_ports: dict[str, set[int]] = found.setdefault(address, {})
+            for port, answer in ports.items():
+                if answer != "silent":
+                    sorted_ports.setdefault(answer, set()).add(int(port))
+        return found
+
+    def scan(self, address: str, ports: list[int]) -> dict[str, set[int]]:
+        """Do it for one address."""
+        return self.scan_all({address: ports})[address]
+
+    def udp(self, address: str, port: int) -> str:
+        """Send a datagram and return what comes back."""
+        return self.python(UDP, address, str(port)).strip()
+
+
+def address_of(name: str) -> str:
+    """Return a test host's address."""
+    template = f'{{{{(index .NetworkSettings.Networks "{test_host.NETWORK}").IPAddress}}}}'
+    return run(["docker", "inspect", "--format", template, name]).stdout.strip()
+
+
+@pytest.fixture(scope="module")
+def attacker(host_name: str) -> Iterator[Attacker]:
+    """Bring a second host up, on the same network, with a route to the containers through the host."""
+    name = f"{host_name}-attacker"
+    test_host.down(name)
+    test_host.up(name)
+    setup = (
+        "sysctl --quiet --write net.ipv6.conf.all.disable_ipv6=0 net.ipv6.conf.eth0.disable_ipv6=0; "
+        "ip -6 address replace fd00:4657::2/64 dev eth0 nodad; "
+        f"ip route replace 172.30.0.0/16 via {address_of(host_name)}; ip -6 route replace fd00:c0::/32 via fd00:4657::1"
+    )
+    run(["docker", "exec", name, "sh", "-c", setup])
+    yield Attacker(name, address_of(name))
+    test_host.down(name)
+
+
+@pytest.fixture(scope="module")
+def targets(host_name: str) -> list[str]:
+    """Name the host's addresses."""
+    return [address_of(host_name), "fd00:4657::1"]
+
+
+@pytest.fixture(scope="module")
+def containers(host: Host) -> Iterator[dict[str, str]]:
+    """Run two projects of containers, one of which publishes a port on every address, and a process that listens on every address."""
+    host.check_output(
+        "mkdir -p /tmp/image/bin && cp /bin/busybox /tmp/image/bin/ && ln -sf busybox /tmp/image/bin/sh "
+        f"&& tar -C /tmp/image -c . | docker import - {IMAGE}"
+    )
+    host.check_output(f"cat > /root/listener.py <<'END'\n{LISTENER}\nEND")
+    host.check_output(LISTEN)
+    host.check_output("docker network create --ipv6 --subnet fd00:c0:a::/64 one && docker network create two")
+    found = {}
+    for name, network, more in (
+        ("one-server", "one", f"--publish {PUBLISHED}:80"), ("one-client", "one", ""), ("two-client", "two", ""), ("two-server", "two", ""),
+    ):  # fmt: skip
+        host.check_output(f"docker run --detach --init --name {name} --network {network} {more} {IMAGE} sh -c '{LOOP}'")
+        found[name] = host.check_output(
+            f"docker inspect --format '{{{{range .NetworkSettings.Networks}}}}{{{{.IPAddress}}}}{{{{end}}}}' {name}"
+        )
+    found["one-server-6"] = host.check_output(
+        "docker inspect --format '{{range .NetworkSettings.Networks}}{{.GlobalIPv6Address}}{{end}}' one-server"
+    )
+    yield found
+    host.run("docker rm --force one-server one-client two-client two-server; docker network rm one two")
+    host.run("systemctl stop molecule-listener.service")
+
+
+def converge(host_name: str, **inputs: Any) -> None:
+    """Run the scenario's firewall again with other inputs."""
+    values = {"ansible_connection": "community.docker.docker"}
+    inventory = ROOT / ".cache" / f"{host_name}.yml"
+    inventory.write_text(json.dumps({"all": {"hosts": {host_name: values}}}))
+    given = {"firewall_container_services": [{"protocol": "tcp", "port": DECLARED, "address": "172.30.0.1"}], **inputs}
+    done = subprocess.run(
+        [VENV_BIN / "ansible-playbook", "-i", inventory, "molecule/firewall/converge.yml", "--tags", "firewall", "-e", json.dumps(given)],
+        cwd=ROOT, capture_output=True, text=True, check=False, timeout=300,
+        env=os.environ
+        | {
+            "PATH": f"{VENV_BIN}:{os.environ['PATH']}",
+            "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
+            "ANSIBLE_FORCE_COLOR": "false",
+        },
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout
+
+
+def gets(host: Host, container: str, address: str, port: int = 80) -> bool:
+    """Say whether a container reads something from an address."""
+    return host.run(f"docker exec {container} busybox timeout 3 busybox nc {address} {port} </dev/null").stdout.strip() != ""
+
+
+def reached(host: Host, pairs: list[tuple[str, str, int]]) -> set[tuple[str, str, int]]:
+    """Return those of several attempts (container, address, port) that got through."""
+    with ThreadPoolExecutor(len(pairs)) as pool:
+        answers = pool.map(lambda pair: gets(host, *pair), pairs)
+    return {pair for pair, answer in zip(pairs, answers, strict=True) if answer}
+
+
+def is_closed(attacker: Attacker, targets: list[str], containers: dict[str, str]) -> None:
+    """Attack everything there is."""
+    hidden = [containers[name] for name in ("one-server", "two-server", "one-server-6")]
+    gateways = ["172.30.0.1", "172.30.128.1"]
+    found = attacker.scan_all(
+        dict.fromkeys(targets, PORTS)
+        | {key: [22, 80, PUBLISHED] for key in hidden}
+        | {key: [LISTENING, DECLARED, PUBLISHED] for key in gateways}
+    )
+    assert found == {key: {"open": SERVICES} for key in targets} | {key: {} for key in [*hidden, *gateways]}
+    for target in targets:
+        assert attacker.udp(target, LISTENING) == "silent"
+        # HTTP/3 is open: what listens there answers.
+        assert attacker.udp(target, 443) == "here"
+
+
+def test_closed_as_converged(attacker: Attacker, targets: list[str], containers: dict[str, str]) -> None:
+    """Only 22, 80 and 443 answer, published ports and listening processes or not; no route leads to a container."""
+    is_closed(attacker, targets, containers)
+
+
+@pytest.mark.parametrize(
+    "action",
+    [
+        "systemctl restart docker.service",
+        "systemctl reload docker.service",
+        "systemctl restart holdfast-firewall.service",
+        "systemctl reload holdfast-firewall.service",
+        "systemctl stop holdfast-firewall.service",
+        "systemctl start holdfast-firewall.service",
+    ],
+)
+def test_closed_after(host: Host, attacker: Attacker, targets: list[str], containers: dict[str, str], action: str) -> None:
+    """It is so after each restart, reload and stop."""
+    host.check_output(f"timeout 90 {action}")
+    is_closed(attacker, targets, containers)
+    assert "chain DOCKER" in host.check_output("nft list ruleset"), "Docker's own rules are gone"
+    assert gets(host, "one-client", attacker.address, 22), "egress is gone"
+
+
+def test_new_container_is_closed_too(host: Host, attacker: Attacker, targets: list[str], containers: dict[str, str]) -> None:
+    """What is published later is as closed."""
+    assert containers
+    host.check_output(f"docker run --detach --init --name late --publish 9998:80 {IMAGE} sh -c '{LOOP}'")
+    try:
+        for target in targets:
+            assert attacker.scan(target, [9998, PUBLISHED]) == {}
+    finally:
+        host.check_output("docker rm --force late")
+
+
+def test_the_attack_works_without_the_table(host: Host, attacker: Attacker, targets: list[str], containers: dict[str, str]) -> None:
+    """Without our table the same attacker gets to all of it, so these tests see what they should."""
+    host.check_output("nft delete table inet holdfast")
+    try:
+        for target in targets:
+            found = attacker.scan(target, [PUBLISHED, LISTENING, 9000])
+            assert found == {"open": {PUBLISHED, LISTENING}, "refused": {9000}}, target
+            assert attacker.udp(target, LISTENING) == "here"
+        assert attacker.scan(containers["one-server"], [80]) == {"open": {80}}
+        assert gets(host, "two-client", "172.30.0.1", LISTENING)
+    finally:
+        host.check_output("systemctl reload-or-restart holdfast-firewall.service")
+    is_closed(attacker, targets, containers)
+
+
+def test_containers_reach_their_own_network_and_the_outside(host: Host, attacker: Attacker, containers: dict[str, str]) -> None:
+    """A container reaches another of its network by name and address, and the outside."""
+    assert gets(host, "one-client", "one-server")
+    assert gets(host, "one-client", containers["one-server"])
+    assert gets(host, "two-client", containers["two-server"])
+    assert gets(host, "two-client", attacker.address, 22)
+    assert gets(host, "one-client", containers["one-server-6"])
+
+
+def test_projects_are_apart(host: Host, containers: dict[str, str], targets: list[str]) -> None:
+    """A container reaches no other project's container, neither directly nor by the port that it publishes."""
+    ways = [(containers["one-server"], 80), (targets[0], PUBLISHED), ("172.30.0.1", PUBLISHED)]
+    assert reached(host, [("two-client", *way) for way in ways]) == set()
+
+
+def test_containers_reach_declared_services_only(host: Host, containers: dict[str, str], targets: list[str]) -> None:
+    """A container reaches what is declared on the host, on that address, and nothing else of the host."""
+    assert containers
+    ways = [("172.30.0.1", LISTENING), ("172.30.0.1", 22), (targets[0], 22), (targets[0], 443), (targets[0], DECLARED)]
+    for client in ("one-client", "two-client"):
+        assert gets(host, client, "172.30.0.1", DECLARED)
+        assert reached(host, [(client, *way) for way in ways]) == set()
+
+
+def test_egress_can_be_limited(host: Host, host_name: str, attacker: Attacker, containers: dict[str, str]) -> None:
+    """With an allow list containers reach nobody else outside, and their own network as before."""
+    try:
+        converge(host_name, firewall_restrict_egress=True)
+        assert not gets(host, "one-client", attacker.address, 22)
+        assert gets(host, "one-client", containers["one-server"])
+        converge(host_name, firewall_restrict_egress=True, firewall_egress=[{"address": attacker.address, "protocol": "tcp", "port": 22}])
+        assert gets(host, "one-client", attacker.address, 22)
+    finally:
+        converge(host_name)
+
+
+def test_inventory_opens_more(host_name: str, attacker: Attacker, targets: list[str], containers: dict[str, str]) -> None:
+    """An inventory opens a port to named sources, or by a rule of its own, without a template."""
+    assert containers
+    service = {"protocol": "tcp", "port": LISTENING}
+    try:
+        converge(host_name, firewall_extra_services=[service | {"sources": ["192.0.2.1"]}])
+        assert attacker.scan(targets[0], [LISTENING]) == {}
+        converge(host_name, firewall_extra_services=[service | {"sources": [f"{attacker.address}/32"]}])
+        assert attacker.scan(targets[0], [LISTENING]) == {"open": {LISTENING}}
+        assert attacker.scan(targets[1], [LISTENING]) == {}
+        converge(host_name, firewall_extra_rules=[f"ip6 saddr fd00:4657::2 tcp dport {LISTENING} accept"])
+        assert attacker.scan(targets[1], [LISTENING]) == {"open": {LISTENING}}
+    finally:
+        converge(host_name)
+    assert attacker.scan(targets[1], [LISTENING]) == {}
+
+
+def test_connection_rate(host: Host, attacker: Attacker, targets: list[str], containers: dict[str, str]) -> None:
+    """One source opens no more ssh connections at once than its burst, and may again after a while."""
+    assert containers
+    many = """
+import socket, sys
+count = 0
+for _ in range(40):
+    try:
+        socket.create_connection((sys.argv[1], 22), 0.3).close()
+        count += 1
+    except TimeoutError:
+        pass
+print(count)
+"""
+    host.check_output("systemctl reload holdfast-firewall.service")
+    try:
+        for target in targets:
+            # One a two seconds comes on top.
+            assert 28 <= int(attacker.python(many, target)) <= 38
+        time.sleep(3)
+        assert attacker.scan(targets[0], [22]) == {"open": {22}}
+    finally:
+        host.check_output("systemctl reload holdfast-firewall.service")
+
+
+def test_drift_is_mended_by_a_run(host: Host, host_name: str) -> None:
+    """A rule that somebody added by hand is gone after a run, although no file has changed."""
+    host.check_output(f"nft insert rule inet holdfast outside tcp dport {LISTENING} accept")
+    converge(host_name)
+    assert str(LISTENING) not in host.check_output("nft list table inet holdfast")
+
+
+def test_closed_after_a_reboot(host: Host, host_name: str, attacker: Attacker, targets: list[str], containers: dict[str, str]) -> None:
+    """It is so after the host has booted again."""
+    test_host.reboot(host_name)
+    # What the scenario prepared, and a container host forgets: its IPv6 address, from before Docker starts.
+    host.check_output(
+        "sysctl --quiet --write net.ipv6.conf.all.disable_ipv6=0 net.ipv6.conf.eth0.disable_ipv6=0 && "
+        "ip -6 address replace fd00:4657::1/64 dev eth0 nodad && timeout 60 systemctl restart docker.service"
+    )
+    host.check_output(f"{LISTEN} && docker start one-server two-server one-client two-client")
+    assert address_of(host_name) == targets[0]
+    is_closed(attacker, targets, containers)
+    assert gets(host, "one-client", "one-server")
