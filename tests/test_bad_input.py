@@ -68,7 +68,7 @@ CASES = [
     Case("wrong type list", "inventory", ("base_ntp_servers", "{'a': 1}", "list"), {"base_ntp_servers": {"a": 1}}),
     Case("wrong type yes or no", "inventory", ("base_reboot_automatically", "'perhaps'", "bool"), {"base_reboot_automatically": "perhaps"}),
     Case("wrong choice", "inventory", ("caddy_tls", "'selfsigned'", "internal"), {"caddy_tls": "selfsigned"}),
-    Case("undefined reference", "inventory", ("base_timezone", "no_such_variable"), {"base_timezone": "{{ no_such_variable }}"}),
+    Case("undefined reference", "inventory with facts", ("base_timezone", "no_such_variable"), {"base_timezone": "{{ no_such_variable }}"}),
     Case("port 0", "object_store", ("object_store_port is 0", "write a port from 1"), {"object_store_port": 0}),
     Case(
         "port too high", "caddy", ("caddy_public_https_port is 70000", "write a port from 1 to 65535"), {"caddy_public_https_port": 70000}

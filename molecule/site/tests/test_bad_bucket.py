@@ -27,7 +27,16 @@ def _preflight(folder: Path, host_name: str, bucket: str, secret_key: str) -> tu
         "app_bucket_ca_file": "/etc/object-store/ca.crt",
     }
     (folder / "given.json").write_text(json.dumps(given))
-    words = [VENV_BIN / "ansible-playbook", "-i", folder, "site.yml", "--tags", "preflight", "-e", f"@{folder / 'given.json'}"]
+    words: list[str | Path] = [
+        VENV_BIN / "ansible-playbook",
+        "-i",
+        folder,
+        "site.yml",
+        "--tags",
+        "preflight",
+        "-e",
+        f"@{folder / 'given.json'}",
+    ]
     done = run(words, check=False, timeout_seconds=120)
     return done.returncode, done.stdout
 
