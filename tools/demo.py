@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import ssl
 import sys
 import time
@@ -118,9 +119,10 @@ def down() -> None:
             registry.remove()
             host.remove_images_and_network()
         engine.stop()
-    for path in (VAULT, CA_FILE, CACHE / "demo" / "ansible.log"):
-        path.unlink(missing_ok=True)
+    VAULT.unlink(missing_ok=True)
     admin.remove()
+    for name in ("demo", "registry", "docker-config"):
+        shutil.rmtree(CACHE / name, ignore_errors=True)
     if not list(ROOT.glob("inventories/*/group_vars/all/vault.yml")):
         (ROOT / ".vault-password").unlink(missing_ok=True)
     say("The demo is gone. What stays are tools: .venv and .cache (`make clean` removes them) and Debian's packages.")
