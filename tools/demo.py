@@ -57,6 +57,19 @@ def _playbook(*arguments: str) -> int:
     return sum(int(count) for count in re.findall(r"changed=(\d+)", log.read_text()))
 
 
+def _live_images() -> dict[str, str]:
+    """Ask the host which images its live release has."""
+    found: dict[str, str] = json.loads(run(["docker", "exec", NAME, "cat", "/srv/app/live/release.json"]).stdout)["images"]
+    return found
+
+
+def _wanted_images() -> dict[str, str]:
+    """Read which images the demo's inventory names."""
+    text = registry.IMAGES_FILE.read_text()
+    found: dict[str, str] = json.loads(text[text.index("{") :])["app_images"]
+    return found
+
+
 def up() -> None:
     """Bring the application up on this machine and say where to click."""
     engine.ensure()
@@ -66,6 +79,10 @@ def up() -> None:
         changed |= host.up(NAME, publish=(f"127.0.0.1:{HTTPS_PORT}:443", f"127.0.0.1:{HTTP_PORT}:80"))
     with step("Bring the host to what the inventory says (ansible-playbook site.yml)"):
         tasks = _playbook("site.yml")
+    # A run of site.yml never changes which release is live; what was built anew since is deployed by name.
+    if _live_images() != _wanted_images():
+        with step("Deploy the images that were built anew (ansible-playbook playbooks/deploy.yml)"):
+            tasks += _playbook("playbooks/deploy.yml")
     CA_FILE.write_text(run(["docker", "exec", NAME, "cat", CADDY_ROOT]).stdout)
     with step("Ask the application"):
         deadline = time.monotonic() + ANSWER_SECONDS
