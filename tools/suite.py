@@ -35,8 +35,9 @@ LOGS = CACHE / "logs"
 
 def scenario(name: str) -> None:
     """Run one Molecule scenario from a bare host to its end, showing it."""
+    words = _molecule(name)
     _prepare()
-    run(_molecule(name), show=True, timeout_seconds=SCENARIO_SECONDS, env=_environment())
+    run(words, show=True, timeout_seconds=SCENARIO_SECONDS, env=_environment())
 
 
 def _molecule(name: str) -> list[str | Path]:
