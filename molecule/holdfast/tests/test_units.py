@@ -1,0 +1,48 @@
+"""The promise that units are confined, seen to fail."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from testinfra.host import Host
+
+from tools.shell import ROOT, VENV_BIN, run
+
+FOLDER = "/etc/systemd/system/molecule-loose.service.d"
+REASON = "# It runs what nobody knows."
+
+
+@pytest.fixture
+def unit(host: Host) -> Iterator[str]:
+    """Have a service of somebody else's that nothing confines."""
+    path = FOLDER.removesuffix(".d")
+    host.check_output(f"printf '[Service]\\nExecStart=/bin/true\\n' > {path} && mkdir {FOLDER}")
+    yield path
+    host.check_output(f"rm -rf {path} {FOLDER} && systemctl daemon-reload")
+
+
+def _promise(host: Host, *drop_in: str) -> str:
+    """Write the service's drop-in, and return what the promise says then; nothing when it holds."""
+    for line in drop_in:
+        host.check_output(f"echo %s >> {FOLDER}/holdfast.conf", line)
+    host.check_output("systemctl daemon-reload")
+    promise = ROOT / "files" / "promises" / "test_holdfast.py"
+    words = [VENV_BIN / "pytest", "--quiet", f"--hosts=docker://{host.backend.name}", f"{promise}::test_units_are_confined"]
+    done = run(words, check=False, timeout_seconds=120)
+    return done.stdout if done.returncode else ""
+
+
+def test_loose_unit(host: Host, unit: str) -> None:
+    """A service that Holdfast changes and leaves loose breaks the promise; somebody else's does not."""
+    assert _promise(host, "[Service]", "Restart=no") == ""
+    assert f"{unit.rsplit('/', 1)[1]}: 9" in _promise(host, "# Ansible managed")
+
+
+def test_exception(host: Host, unit: str) -> None:
+    """An exception counts with a reason above it, and up to its figure."""
+    assert unit
+    assert "at most 3.0" in _promise(host, "# Ansible managed", "[Service]", "X-MaxExposure=9.9")
+    assert "at most 9.0" in _promise(host, REASON, "X-MaxExposure=9.0")
+    host.check_output(f"sed --in-place s/=9.0/=9.9/ {FOLDER}/holdfast.conf")
+    assert _promise(host) == ""
