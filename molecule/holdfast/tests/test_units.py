@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from testinfra.host import Host
@@ -28,7 +29,12 @@ def _promise(host: Host, *drop_in: str) -> str:
         host.check_output(f"echo %s >> {FOLDER}/holdfast.conf", line)
     host.check_output("systemctl daemon-reload")
     promise = ROOT / "files" / "promises" / "test_holdfast.py"
-    words = [VENV_BIN / "pytest", "--quiet", f"--hosts=docker://{host.backend.name}", f"{promise}::test_units_are_confined"]
+    words: list[str | Path] = [
+        VENV_BIN / "pytest",
+        "--quiet",
+        f"--hosts=docker://{host.backend.name}",
+        f"{promise}::test_units_are_confined",
+    ]
     done = run(words, check=False, timeout_seconds=120)
     return done.stdout if done.returncode else ""
 
