@@ -15,6 +15,8 @@ from typing import Any
 
 import yaml
 
+from tools import controls
+
 Rule = Callable[[Path], Iterator[str]]
 RULES: list[Rule] = []
 
@@ -31,6 +33,9 @@ SIZE_UNITS = ("bytes", "kb", "mb", "gb")
 # Programs of ours write these into the demo's inventory: an input's last word, and .yml.
 GENERATED = ("images.yml", "admins.yml")
 SECRET = re.compile(r"(password|secret|secret_key|token|passphrase)s?$")
+CONTROL = re.compile(r"\bHF-[A-Z]+-[0-9]{2}\b")
+# Skips the promise of a control that the inventory waives, and says why.
+WAIVES = "files/promises/conftest.py"
 UNFINISHED = re.compile(r"\b(TODO|FIXME|XXX)\b")
 WAIVED = re.compile(r"#\s*noqa(?!:? ?[A-Za-z\[])|#\s*type:\s*ignore(?!\[)|pytest\.(mark\.)?(skip|xfail)")
 OTHER_MACHINE = re.compile(r"(?<![\w.])/(?:work/(?:main|shared)|home/[a-z]\w*|Users/\w+)\b|/tmp/h/")
@@ -454,12 +459,34 @@ def scripts_are_safe(root: Path) -> Iterator[str]:
 
 
 @rule
+def controls_are_carried_and_promised(root: Path) -> Iterator[str]:
+    """A hardening control has one ID, which is a tag of its role's tasks and marks one promise; and the reverse."""
+    known = controls.registry(root)
+    tagged = {(role, str(tag)) for role in roles(root) for _, task in tasks(root, role) for tag in _list(task.get("tags"))}
+    marked = [name for name, _, _ in controls.promised(root)]
+    for control in known.values():
+        if (control.role, control.id) not in tagged:
+            yield f"{control.id} is a tag of no task of the role {control.role}."
+        if marked.count(control.id) != 1:
+            yield f"{control.id} marks {marked.count(control.id)} promises: it is pytest.mark.control of exactly one."
+    for role, tag in sorted(tagged):
+        if CONTROL.fullmatch(tag) and (tag not in known or known[tag].role != role):
+            yield f"roles/{role} has the tag {tag}, which {controls.REGISTRY} does not give it."
+    for name in sorted(set(marked) - set(known)):
+        yield f"A promise is marked {name}, which is not in {controls.REGISTRY}."
+    for where, line in _lines(root):
+        for name in CONTROL.findall(line):
+            if known and name not in known and not where.startswith("tests/"):
+                yield f"{where} names {name}, which is not in {controls.REGISTRY}."
+
+
+@rule
 def nothing_unfinished(root: Path) -> Iterator[str]:
     """No tracked file holds a note of unfinished work, a test that is left out, or a waiver without a rule's name."""
     for where, line in _lines(root):
         if UNFINISHED.search(line):
             yield f"{where} is unfinished: {line.strip()[:60]}"
-        elif where.split(":")[0].endswith(".py") and WAIVED.search(line):
+        elif where.split(":")[0].endswith(".py") and not where.startswith(WAIVES) and WAIVED.search(line):
             yield f"{where} leaves a test or a linter out: {line.strip()[:60]}"
 
 

@@ -1,4 +1,4 @@
-"""Write each role's README.md from its argument specs, and the promise table of the repository's README.md."""
+"""Write each role's README.md from its argument specs, the repository's table of promises, and the table of hardening controls."""
 
 from __future__ import annotations
 
@@ -14,10 +14,13 @@ from typing import Any
 
 import yaml
 
+from tools import controls
 from tools.shell import ROOT
 
 BEGIN = "<!-- promises:begin -->"
 END = "<!-- promises:end -->"
+CONTROLS_BEGIN = "<!-- controls:begin -->"
+CONTROLS_END = "<!-- controls:end -->"
 HEAD = "<!-- `make readme` writes this file from meta/argument_specs.yml, tasks/main.yml and the role's promises: edit those. -->"
 # Ansible's markup in descriptions: C(code), V(value), O(option), I(italics), B(bold).
 MARKUP = re.compile(r"\b([CVOIB])\(([^()]*)\)")
@@ -131,16 +134,16 @@ def promise_table(root: Path) -> str:
     return "\n".join(lines)
 
 
-def with_table(text: str, table: str) -> str:
+def with_table(text: str, table: str, markers: tuple[str, str] = (BEGIN, END)) -> str:
     """Return a text whose part between the markers is the table.
 
     Raises:
         ValueError: a marker is missing, or they are the wrong way round.
     """
-    begin, end = text.find(BEGIN), text.find(END)
+    begin, end = text.find(markers[0]), text.find(markers[1])
     if begin < 0 or end < begin:
-        raise ValueError(f"it needs the lines {BEGIN} and {END}, in this order")
-    return f"{text[: begin + len(BEGIN)]}\n{table}\n{text[end:]}"
+        raise ValueError(f"it needs the lines {markers[0]} and {markers[1]}, in this order")
+    return f"{text[: begin + len(markers[0])]}\n{table}\n{text[end:]}"
 
 
 def wanted(root: Path) -> tuple[dict[Path, str], list[str]]:
@@ -154,6 +157,9 @@ def wanted(root: Path) -> tuple[dict[Path, str], list[str]]:
         faults.append(f"README.md is missing: write it, with the lines {BEGIN} and {END} where the promise table goes.")
     except ValueError as error:
         faults.append(f"README.md can't take the promise table: {error}.")
+    if controls.registry(root):
+        page = root / "docs" / "hardening.md"
+        files[page] = with_table(page.read_text(encoding="utf-8"), controls.table(root), (CONTROLS_BEGIN, CONTROLS_END))
     return files, faults
 
 

@@ -19,6 +19,7 @@ SCENARIOS = (
     "postgresql",
     "firewall",
     "access",
+    "hardening",
     "caddy",
     "pgbouncer",
     "object_store",

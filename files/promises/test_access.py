@@ -42,12 +42,14 @@ def offered(answer: str, what: str) -> set[str]:
     return set(found[1].split(","))
 
 
+@pytest.mark.control("HF-SSH-01")
 def test_keys_only(host: Host, settings: dict[str, list[str]], answer: str) -> None:
     """The running sshd accepts keys, and offers no other way in, to an admin no more than to a stranger."""
     assert "Permission denied (publickey)." in answer
     assert "Permission denied (publickey)." in knock(host, "nobody", settings["port"][0])
 
 
+@pytest.mark.control("HF-SSH-02")
 def test_no_root(host: Host, settings: dict[str, list[str]]) -> None:
     """Root does not log in, whatever key it has."""
     assert settings["permitrootlogin"] == ["no"]
@@ -55,6 +57,7 @@ def test_no_root(host: Host, settings: dict[str, list[str]]) -> None:
     assert "Permission denied" in knock(host, "root", settings["port"][0])
 
 
+@pytest.mark.control("HF-SSH-03")
 def test_admins_only(host: Host, settings: dict[str, list[str]]) -> None:
     """Those who may log in are those who have keys, all of which lie where only root can write."""
     assert settings["authorizedkeysfile"] == [f"{KEYS}/%u"]
@@ -71,6 +74,7 @@ def test_no_password(host: Host, settings: dict[str, list[str]]) -> None:
         assert str(host.user(name).password).startswith(("!", "*"))
 
 
+@pytest.mark.control("HF-SSH-04")
 def test_modern_algorithms(answer: str) -> None:
     """The running sshd agrees on keys with hybrid post-quantum exchanges only, and offers no SHA-1, no CBC and no NIST curve."""
     exchanges = {name for name in offered(answer, "KEX algorithms") if not name.startswith(("ext-info", "kex-strict"))}
@@ -81,6 +85,7 @@ def test_modern_algorithms(answer: str) -> None:
     assert all("-etm@" in name for name in offered(answer, "MACs stoc"))
 
 
+@pytest.mark.control("HF-SSH-05")
 def test_no_forwarding(settings: dict[str, list[str]], answer: str) -> None:
     """An ssh connection forwards no port, no socket, no agent, no display and no tunnel."""
     assert answer
@@ -88,6 +93,7 @@ def test_no_forwarding(settings: dict[str, list[str]], answer: str) -> None:
     assert {settings[name][0] for name in ("allowtcpforwarding", "allowagentforwarding", "x11forwarding", "permittunnel")} == {"no"}
 
 
+@pytest.mark.control("HF-SSH-06")
 def test_guessing_is_slow(settings: dict[str, list[str]], answer: str) -> None:
     """Whoever fails to log in is kept away for a while, by address, and has few tries."""
     assert answer
@@ -96,6 +102,7 @@ def test_guessing_is_slow(settings: dict[str, list[str]], answer: str) -> None:
     assert settings["persourcemaxstartups"] != ["none"]
 
 
+@pytest.mark.control("HF-SSH-07")
 def test_banner(host: Host, settings: dict[str, list[str]], answer: str) -> None:
     """Who connects reads the banner, and not which system answers."""
     if settings["banner"] != ["none"]:
@@ -103,6 +110,7 @@ def test_banner(host: Host, settings: dict[str, list[str]], answer: str) -> None
     assert "Debian" not in re.search(r"remote software version (.*)", answer)[1]  # type: ignore[index]
 
 
+@pytest.mark.control("HF-SUDO-01")
 def test_sudo_is_logged(host: Host, settings: dict[str, list[str]]) -> None:
     """Admins, and nobody else in their place, become root by sudo, and each use of it is written down."""
     host.check_output("visudo --check")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+import pytest
 from testinfra.host import Host
 
 
@@ -22,6 +23,7 @@ def test_backports_are_named(host: Host) -> None:
     assert not re.search(r"Candidate: \S+~bpo13", systemd)
 
 
+@pytest.mark.control("HF-PATCH-02")
 def test_security_upgrades(host: Host) -> None:
     """Security upgrades install themselves every night, and only they do."""
     assert host.service("apt-daily-upgrade.timer").is_running

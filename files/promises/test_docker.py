@@ -53,6 +53,7 @@ def test_live_restore(daemon: dict[str, Any]) -> None:
     assert daemon["LiveRestoreEnabled"]
 
 
+@pytest.mark.control("HF-DOCKER-01")
 def test_no_new_privileges(daemon: dict[str, Any]) -> None:
     """No process in a container gains privileges, and the default seccomp profile holds."""
     assert "no-new-privileges" in " ".join(daemon["SecurityOptions"])
@@ -78,6 +79,7 @@ def test_addresses(host: Host, written: dict[str, Any]) -> None:
             assert known, f"{network['Name']} has {subnet}"
 
 
+@pytest.mark.control("HF-DOCKER-02")
 def test_nobody_is_root_by_group(host: Host) -> None:
     """Nobody is in the docker group, because its members are root."""
     _, _, number, members = host.check_output("getent group docker").split(":")

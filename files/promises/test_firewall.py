@@ -28,12 +28,14 @@ def test_in_force(host: Host) -> None:
     assert host.check_output(LIST) == golden
 
 
+@pytest.mark.control("HF-FIREWALL-01")
 def test_drops_before_docker(chain: dict[str, Any]) -> None:
     """What no rule accepts is dropped, after conntrack and before Docker can give it another address."""
     assert (chain["hook"], chain["policy"]) == ("prerouting", "drop")
     assert -200 < chain["prio"] < -100
 
 
+@pytest.mark.control("HF-FIREWALL-02")
 def test_from_boot_on(host: Host, chain: dict[str, Any]) -> None:
     """The ruleset is loaded at every boot before there is a network, and no start of Debian's own unit can flush it."""
     assert chain["table"] == "holdfast"
