@@ -51,6 +51,11 @@ def admins(**parts: Any) -> dict[str, Any]:
     return {"access_admins": [{"name": "admin", "keys": [KEY], **parts}]}
 
 
+def waives(**reasons: str) -> dict[str, Any]:
+    """Describe waivers: control → reason."""
+    return {"hardening_waivers": reasons}
+
+
 CASES = [
     Case("missing variable", "inventory", ("postgresql_database", "is missing", "write it in the inventory"), lacks="postgresql_database"),
     Case("missing secret", "inventory", ("postgresql_app_password", "is missing", "make secrets"), lacks="postgresql_app_password"),
@@ -144,6 +149,25 @@ CASES = [
         "firewall",
         ("firewall_services", "'300.1.1.1'", "write an address"),
         {"firewall_services": [{"protocol": "tcp", "port": 22, "sources": ["300.1.1.1"]}]},
+    ),
+    Case(
+        "unknown control",
+        "hardening",
+        ("HF-KERNEL-99", "is unknown", "docs/hardening.md"),
+        waives(**{"HF-KERNEL-99": "It does not matter here."}),
+    ),
+    Case("waiver without a reason", "hardening", ("waives HF-NET-04", "without a reason", "write why"), waives(**{"HF-NET-04": " "})),
+    Case(
+        "waiver of another role's control",
+        "hardening",
+        ("HF-SSH-01", "role access", "inputs"),
+        waives(**{"HF-SSH-01": "We like passwords here."}),
+    ),
+    Case(
+        "shell that ends at once",
+        "hardening",
+        ("hardening_idle_shell_seconds is 5", "write 60 or more"),
+        {"hardening_idle_shell_seconds": 5},
     ),
     Case("host that is not Debian 13", "system", ("Debian 12", "Debian 13 only", "install the machine anew"), on=OLD_HOST),
 ]

@@ -33,6 +33,18 @@ def test_security_upgrades(host: Host) -> None:
     assert "label=Debian," not in origins
 
 
+@pytest.mark.control("HF-PATCH-03")
+def test_backups_are_not_interrupted(host: Host) -> None:
+    """Neither the nightly upgrades nor the reboot that they ask for begin while a backup runs."""
+    upgrade = host.check_output("systemctl show --property ExecStartPre --value apt-daily-upgrade.service")
+    reboot = host.check_output("systemctl show --property ExecStart --value holdfast-reboot.service")
+    assert "holdfast idle" in upgrade and "holdfast-backup@*.service" in upgrade
+    assert reboot.index("holdfast-backup@*.service") < reboot.index("systemctl --no-block reboot")
+    assert "false" in host.check_output("apt-config dump Unattended-Upgrade::Automatic-Reboot")
+    timer = host.service("holdfast-reboot.timer")
+    assert timer.is_enabled == timer.is_running
+
+
 def test_clock(host: Host) -> None:
     """The clock is kept in time from every boot on."""
     assert host.service("systemd-timesyncd.service").is_enabled

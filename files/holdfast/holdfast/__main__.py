@@ -6,7 +6,7 @@ import argparse
 import logging
 import sys
 
-from holdfast import app, guard
+from holdfast import app, guard, idle
 from holdfast.failure import Failure
 
 
@@ -16,6 +16,7 @@ def main() -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     app.add_parser(commands)
     guard.add_parser(commands)
+    idle.add_parser(commands)
     given = parser.parse_args()
     # journald adds the time, and reads the level from the prefix.
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
