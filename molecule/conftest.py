@@ -11,7 +11,6 @@ from testinfra.host import Host
 from tools import demo, secrets
 from tools import host as test_host
 from tools.application import Application
-from tools.shell import run
 
 
 @pytest.fixture(scope="module")
@@ -23,10 +22,8 @@ def host_name(host: Host) -> str:
 @pytest.fixture(scope="module")
 def application(host: Host, host_name: str) -> Iterator[Application]:
     """Reach the application on the host's address, logged in, trusting only the host's own authority."""
-    template = f'{{{{(index .NetworkSettings.Networks "{test_host.NETWORK}").IPAddress}}}}'
-    address = run(["docker", "inspect", "--format", template, host_name]).stdout.strip()
     context = ssl.create_default_context(cadata=host.check_output(f"cat {demo.CADDY_ROOT}"))
-    client = Application(address, context, secrets.read("demo")["app_admin_password"])
+    client = Application(test_host.address(host_name), context, secrets.read("demo")["app_admin_password"])
     client.login()
     yield client
     client.call("POST", "/api/logout")

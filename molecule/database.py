@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
-import tempfile
-from pathlib import Path
 
 from testinfra.host import Host
 
 from tools import secrets
-from tools.shell import ROOT, VENV_BIN, run
+from tools.playbook import play_on
 
 DEMO = "demo"
 DATABASE = "smart_audit"
@@ -37,14 +34,4 @@ def login(role: str, *, secret: str | None = None, folder: str = "/run/postgresq
 
 def converge(host: Host, scenario: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run a scenario's playbook on its host again, with further arguments, and return what it printed."""
-    name = host.backend.name
-    with tempfile.TemporaryDirectory() as folder:
-        inventory = Path(folder)
-        (inventory / "group_vars").symlink_to(ROOT / "inventories" / DEMO / "group_vars")
-        hosts = {"object_store": {"hosts": {name: {"ansible_connection": "community.docker.docker"}}}}
-        (inventory / "hosts.json").write_text(json.dumps({"all": {"children": hosts}}), encoding="utf-8")
-        playbook = ROOT / "molecule" / scenario / "converge.yml"
-        environment = {"ANSIBLE_NOCOLOR": "1", "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg")}
-        return run(
-            [VENV_BIN / "ansible-playbook", "-i", inventory, playbook, *arguments], env=environment, check=False, timeout_seconds=400
-        )
+    return play_on(str(host.backend.name), f"molecule/{scenario}/converge.yml", *arguments)

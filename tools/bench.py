@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime as dt
-import json
 import os
 import platform
 import re
@@ -14,7 +13,8 @@ from pathlib import Path
 
 from tools import demo, engine, host, registry, secrets
 from tools.application import Application
-from tools.shell import CACHE, ROOT, VENV_BIN, Failure, run, step
+from tools.playbook import CONTAINER, inventory, play
+from tools.shell import CACHE, ROOT, Failure, run, step
 
 NAME = "holdfast-bench"
 REPORT = ROOT / "docs" / "benchmarks.md"
@@ -51,21 +51,10 @@ apt-get install -y -qq --no-install-recommends ansible-core python3-psycopg2 >/d
 """
 
 
-def _inventory(folder: Path, connection: str) -> Path:
-    """Write an inventory of one host with the demo's variables."""
-    folder.mkdir(parents=True, exist_ok=True)
-    groups = folder / "group_vars"
-    if not groups.exists():
-        groups.symlink_to(ROOT / "inventories" / "demo" / "group_vars")
-    target = {NAME: {"ansible_connection": connection}}
-    (folder / "hosts.yml").write_text(json.dumps({"all": {"hosts": target}, "object_store": {"hosts": target}}))
-    return folder
-
-
-def _play(inventory: Path) -> tuple[float, int, int, dict[str, float]]:
+def _play(source: Path) -> tuple[float, int, int, dict[str, float]]:
     """Run the site's playbook; return seconds, tasks, changed tasks, and seconds per role."""
     begun = time.monotonic()
-    said = run([VENV_BIN / "ansible-playbook", "-i", inventory, "site.yml"], timeout_seconds=1800).stdout
+    said = play(source, "site.yml").stdout
     return (time.monotonic() - begun, *_parse(said))
 
 
@@ -91,8 +80,8 @@ def _local() -> tuple[float, int, int, dict[str, float]]:
     for path, target in ((archive, "/root/holdfast"), (content, "/root/.ansible/collections")):
         run(["docker", "cp", path, f"{NAME}:/root/{path.name}"], timeout_seconds=120)
         run(["docker", "exec", NAME, "tar", "-C", target, "-xf", f"/root/{path.name}"], timeout_seconds=120)
-    inventory = _inventory(CACHE / "bench" / "local", "local")
-    run(["docker", "cp", inventory / "hosts.yml", f"{NAME}:/root/holdfast/inventories/bench/hosts.yml"])
+    source = inventory(CACHE / "bench" / "local", {NAME: {"ansible_connection": "local"}})
+    run(["docker", "cp", source / "hosts.json", f"{NAME}:/root/holdfast/inventories/bench/hosts.json"])
     run(["docker", "cp", f"{ROOT / 'inventories' / 'demo' / 'group_vars'}", f"{NAME}:/root/holdfast/inventories/bench/"])
     run(["docker", "exec", "--interactive", NAME, "sh", "-c", "umask 077; cat > /root/holdfast/.vault-password"],
               stdin=secrets.password_file().read_text())  # fmt: skip
@@ -123,11 +112,6 @@ def _load(url: str, cookie: str) -> dict[str, str]:
     }
 
 
-def _address() -> str:
-    template = f'{{{{(index .NetworkSettings.Networks "{host.NETWORK}").IPAddress}}}}'
-    return run(["docker", "inspect", "--format", template, NAME]).stdout.strip()
-
-
 def main() -> None:
     """Measure everything on a host of its own, and write the report."""
     engine.ensure()
@@ -141,11 +125,11 @@ def main() -> None:
     try:
         with step("Boot a bare host"):
             host.up(NAME, publish=("127.0.0.1::443",))
-        inventory = _inventory(CACHE / "bench" / "inventory", "community.docker.docker")
+        source = inventory(CACHE / "bench" / "inventory", {NAME: CONTAINER})
         with step("First run"):
-            first = _play(inventory)
+            first = _play(source)
         with step("Run that changes nothing"):
-            again = _play(inventory)
+            again = _play(source)
         time.sleep(10)
         memory = run(["docker", "exec", "--interactive", NAME, "python3", "-"], stdin=MEMORY).stdout
         with step("Requests"):
@@ -161,7 +145,7 @@ def main() -> None:
 
 def _requests() -> dict[str, dict[str, str]]:
     authority = run(["docker", "exec", NAME, "cat", demo.CADDY_ROOT]).stdout
-    client = Application(_address(), ssl.create_default_context(cadata=authority), secrets.read("demo")["app_admin_password"])
+    client = Application(host.address(NAME), ssl.create_default_context(cadata=authority), secrets.read("demo")["app_admin_password"])
     client.login()
     texts = [f"Finding {number}: voucher {number * 7919} was paid twice in week {number % 52}. " * 30 for number in range(UPLOADS)]
     documents = [client.upload(text) for text in texts]

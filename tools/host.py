@@ -101,6 +101,12 @@ def running(name: str) -> bool:
     return found.returncode == 0 and found.stdout.strip() == "true"
 
 
+def address(name: str) -> str:
+    """Return a host's address on the network of test hosts."""
+    template = f'{{{{(index .NetworkSettings.Networks "{NETWORK}").IPAddress}}}}'
+    return run(["docker", "inspect", "--format", template, name]).stdout.strip()
+
+
 def wait_booted(name: str) -> None:
     """Wait until systemd says that the host is up.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -15,7 +14,9 @@ from testinfra.host import Host
 
 from tools import admin
 from tools import host as test_host
-from tools.shell import ROOT, VENV_BIN, run
+from tools.playbook import inventory
+from tools.playbook import play as run_playbook
+from tools.shell import run
 
 ROLLBACK_SECONDS = 15
 # A bad change is taken back after its time; TCP tries a dropped connection again after 1, 3, 7, 15 and 31 seconds.
@@ -30,8 +31,7 @@ Play = Callable[..., subprocess.CompletedProcess[str]]
 @pytest.fixture(scope="module")
 def address(host_name: str) -> str:
     """Return the host's address."""
-    template = f'{{{{(index .NetworkSettings.Networks "{test_host.NETWORK}").IPAddress}}}}'
-    return run(["docker", "inspect", "--format", template, host_name]).stdout.strip()
+    return test_host.address(host_name)
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,6 @@ def ssh(address: str, user: str, key: Path, *words: str) -> subprocess.Completed
 @pytest.fixture(scope="module")
 def play(address: str, tmp_path_factory: pytest.TempPathFactory) -> Play:
     """Run the scenario's playbook over ssh, as the admin of the demo's inventory, with other inputs."""
-    folder = tmp_path_factory.mktemp("inventory")
     values = {
         "ansible_host": address,
         "ansible_user": admin.NAME,
@@ -61,21 +60,11 @@ def play(address: str, tmp_path_factory: pytest.TempPathFactory) -> Play:
         "ansible_ssh_private_key_file": str(admin.KEY),
         "ansible_ssh_common_args": " ".join(SSH_OPTIONS),
     }
-    (folder / "hosts.yml").write_text(json.dumps({"all": {"hosts": {"over-ssh": values}}}))
-    (folder / "group_vars").symlink_to(ROOT / "inventories" / "demo" / "group_vars")
+    source = inventory(tmp_path_factory.mktemp("inventory"), {"over-ssh": values})
 
     def call(**inputs: Any) -> subprocess.CompletedProcess[str]:
         seconds = {"access_rollback_seconds": ROLLBACK_SECONDS, "firewall_rollback_seconds": ROLLBACK_SECONDS}
-        return subprocess.run(
-            [VENV_BIN / "ansible-playbook", "-i", folder / "hosts.yml", "molecule/access/converge.yml", "-e", json.dumps(seconds | inputs)],
-            cwd=ROOT, capture_output=True, text=True, check=False, timeout=300,
-            env=os.environ
-            | {
-                "PATH": f"{VENV_BIN}:{os.environ['PATH']}",
-                "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
-                "ANSIBLE_FORCE_COLOR": "false",
-            },
-        )  # fmt: skip
+        return run_playbook(source, "molecule/access/converge.yml", inputs=seconds | inputs, timeout_seconds=300)
 
     return call
 

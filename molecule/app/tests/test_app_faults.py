@@ -3,25 +3,17 @@
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Callable
 
 from testinfra.host import Host
 
+from tools.application import wait_until
+
 SOCKET = "/srv/app/live/sockets/web-1.sock"
-PATIENCE_SECONDS = 60
 
 
 def _answers(host: Host, path: str = "/readyz") -> bool:
     asked = f"curl --silent --max-time 3 --output /dev/null --write-out %{{http_code}} --unix-socket {SOCKET} http://localhost{path}"
     return host.run(asked).stdout == "200"
-
-
-def _wait(condition: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while not condition():
-        assert time.monotonic() < deadline, f"{what} had not happened after {PATIENCE_SECONDS} s"
-        time.sleep(0.5)
 
 
 def _container(host: Host, service: str) -> str:
@@ -45,7 +37,7 @@ def test_killed_container_comes_back(host: Host) -> None:
     """A container that is killed is brought back, and its neighbours are left alone."""
     neighbour = _started(host, "web-2")
     host.check_output(f"docker kill {_container(host, 'web-1')}")
-    _wait(lambda: _answers(host), "the return of a killed container")
+    wait_until(lambda: _answers(host), "the return of a killed container")
     assert _started(host, "web-2") == neighbour
 
 
@@ -53,10 +45,10 @@ def test_sick_container_is_restarted(host: Host) -> None:
     """A container that runs and turns unhealthy is restarted."""
     # Docker forgives failures of a container that was never healthy since its start.
     health = f"docker inspect --format {{{{.State.Health.Status}}}} {_container(host, 'web-1')}"
-    _wait(lambda: host.check_output(health) == "healthy", "a healthy container")
+    wait_until(lambda: host.check_output(health) == "healthy", "a healthy container")
     before = _started(host, "web-1")
     assert _answers(host, "/sicken")
-    _wait(lambda: _started(host, "web-1") != before and _answers(host), "the restart of an unhealthy container")
+    wait_until(lambda: _started(host, "web-1") != before and _answers(host), "the restart of an unhealthy container")
 
 
 def test_killed_supervisor(host: Host) -> None:
@@ -64,7 +56,7 @@ def test_killed_supervisor(host: Host) -> None:
     before = _started(host, "web-1")
     main = host.check_output("systemctl show --property MainPID --value app@blue.service")
     host.check_output(f"kill -KILL {main}")
-    _wait(lambda: host.service("app@blue.service").is_running, "the supervisor's return")
+    wait_until(lambda: host.service("app@blue.service").is_running, "the supervisor's return")
     assert _started(host, "web-1") == before
 
 
@@ -72,11 +64,11 @@ def test_docker_restart(host: Host) -> None:
     """A restart of Docker leaves the containers running and the application answering."""
     before = _started(host, "web-1")
     host.check_output("timeout 60 systemctl restart docker.service")
-    _wait(lambda: _answers(host), "an answer after Docker's restart")
+    wait_until(lambda: _answers(host), "an answer after Docker's restart")
     assert _started(host, "web-1") == before
     assert host.service("app@blue.service").is_running
     host.check_output(f"docker kill {_container(host, 'web-1')}")
-    _wait(lambda: _answers(host), "the return of a container killed after Docker's restart")
+    wait_until(lambda: _answers(host), "the return of a container killed after Docker's restart")
 
 
 def test_stop_and_start(host: Host) -> None:

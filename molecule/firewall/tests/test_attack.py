@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +13,8 @@ import pytest
 from testinfra.host import Host
 
 from tools import host as test_host
-from tools.shell import ROOT, VENV_BIN, run
+from tools.playbook import play_on
+from tools.shell import run
 
 IMAGE = "molecule/busybox"
 PUBLISHED, LISTENING, DECLARED = 9999, 7777, 8333
@@ -105,12 +104,6 @@ class Attacker:
         return self.python(UDP, address, str(port)).strip()
 
 
-def address_of(name: str) -> str:
-    """Return a test host's address."""
-    template = f'{{{{(index .NetworkSettings.Networks "{test_host.NETWORK}").IPAddress}}}}'
-    return run(["docker", "inspect", "--format", template, name]).stdout.strip()
-
-
 @pytest.fixture(scope="module")
 def attacker(host_name: str) -> Iterator[Attacker]:
     """Bring a second host up, on the same network, with a route to the containers through the host."""
@@ -120,17 +113,17 @@ def attacker(host_name: str) -> Iterator[Attacker]:
     setup = (
         "sysctl --quiet --write net.ipv6.conf.all.disable_ipv6=0 net.ipv6.conf.eth0.disable_ipv6=0; "
         "ip -6 address replace fd00:4657::2/64 dev eth0 nodad; "
-        f"ip route replace 172.30.0.0/16 via {address_of(host_name)}; ip -6 route replace fd00:c0::/32 via fd00:4657::1"
+        f"ip route replace 172.30.0.0/16 via {test_host.address(host_name)}; ip -6 route replace fd00:c0::/32 via fd00:4657::1"
     )
     run(["docker", "exec", name, "sh", "-c", setup])
-    yield Attacker(name, address_of(name))
+    yield Attacker(name, test_host.address(name))
     test_host.down(name)
 
 
 @pytest.fixture(scope="module")
 def targets(host_name: str) -> list[str]:
     """Name the host's addresses."""
-    return [address_of(host_name), "fd00:4657::1"]
+    return [test_host.address(host_name), "fd00:4657::1"]
 
 
 @pytest.fixture(scope="module")
@@ -161,20 +154,8 @@ def containers(host: Host) -> Iterator[dict[str, str]]:
 
 def converge(host_name: str, **inputs: Any) -> None:
     """Run the scenario's firewall again with other inputs."""
-    values = {"ansible_connection": "community.docker.docker"}
-    inventory = ROOT / ".cache" / f"{host_name}.yml"
-    inventory.write_text(json.dumps({"all": {"hosts": {host_name: values}}}))
     given = {"firewall_container_services": [{"protocol": "tcp", "port": DECLARED, "address": "172.30.0.1"}], **inputs}
-    done = subprocess.run(
-        [VENV_BIN / "ansible-playbook", "-i", inventory, "molecule/firewall/converge.yml", "--tags", "firewall", "-e", json.dumps(given)],
-        cwd=ROOT, capture_output=True, text=True, check=False, timeout=300,
-        env=os.environ
-        | {
-            "PATH": f"{VENV_BIN}:{os.environ['PATH']}",
-            "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
-            "ANSIBLE_FORCE_COLOR": "false",
-        },
-    )  # fmt: skip
+    done = play_on(host_name, "molecule/firewall/converge.yml", "--tags", "firewall", **given)
     assert done.returncode == 0, done.stdout
 
 
@@ -350,6 +331,6 @@ def test_closed_after_a_reboot(host: Host, host_name: str, attacker: Attacker, t
         "ip -6 address replace fd00:4657::1/64 dev eth0 nodad && timeout 60 systemctl restart docker.service"
     )
     host.check_output(f"{LISTEN} && docker start one-server two-server one-client two-client")
-    assert address_of(host_name) == targets[0]
+    assert test_host.address(host_name) == targets[0]
     is_closed(attacker, targets, containers)
     assert gets(host, "one-client", "one-server")

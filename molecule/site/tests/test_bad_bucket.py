@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 import pytest
 from testinfra.host import Host
 
 from tools import secrets
-from tools.shell import ROOT, VENV_BIN, run
+from tools.playbook import play_on
 
 ENDPOINT = "https://172.30.0.1:8333"
 
 
-def _preflight(folder: Path, host_name: str, bucket: str, secret_key: str) -> tuple[int, str]:
+def _preflight(host_name: str, bucket: str, secret_key: str) -> tuple[int, str]:
     """Run the site's preflight with an outside bucket."""
-    target = {host_name: {"ansible_connection": "community.docker.docker"}}
-    (folder / "group_vars").symlink_to(ROOT / "inventories" / "demo" / "group_vars")
-    (folder / "hosts.yml").write_text(json.dumps({"all": {"hosts": target}, "object_store": {"hosts": target}}))
     given = {
         "app_bucket_endpoint_url": ENDPOINT,
         "app_bucket_name": bucket,
@@ -26,24 +20,13 @@ def _preflight(folder: Path, host_name: str, bucket: str, secret_key: str) -> tu
         "app_bucket_secret_key": secret_key,
         "app_bucket_ca_file": "/etc/object-store/ca.crt",
     }
-    (folder / "given.json").write_text(json.dumps(given))
-    words: list[str | Path] = [
-        VENV_BIN / "ansible-playbook",
-        "-i",
-        folder,
-        "site.yml",
-        "--tags",
-        "preflight",
-        "-e",
-        f"@{folder / 'given.json'}",
-    ]
-    done = run(words, check=False, timeout_seconds=120)
+    done = play_on(host_name, "site.yml", "--tags", "preflight", **given)
     return done.returncode, done.stdout
 
 
-def test_good_bucket(host: Host, host_name: str, tmp_path: Path) -> None:
+def test_good_bucket(host: Host, host_name: str) -> None:
     """A bucket that can be written passes, and no probe is left in it."""
-    code, said = _preflight(tmp_path, host_name, "documents", secrets.read("demo")["object_store_app_secret_key"])
+    code, said = _preflight(host_name, "documents", secrets.read("demo")["object_store_app_secret_key"])
     assert code == 0 and "changed=0" in said, said
     assert host.service("object-store.service").is_running
 
@@ -55,9 +38,9 @@ def test_good_bucket(host: Host, host_name: str, tmp_path: Path) -> None:
         pytest.param("somebody-elses", "", "somebody-elses", id="another bucket"),
     ],
 )
-def test_bad_bucket(host: Host, host_name: str, tmp_path: Path, bucket: str, key: str, words: str) -> None:
+def test_bad_bucket(host: Host, host_name: str, bucket: str, key: str, words: str) -> None:
     """A bucket that can't be written is refused in a sentence that names it, and nothing is changed."""
-    code, said = _preflight(tmp_path, host_name, bucket, key or secrets.read("demo")["object_store_app_secret_key"])
+    code, said = _preflight(host_name, bucket, key or secrets.read("demo")["object_store_app_secret_key"])
     assert code != 0 and "changed=0" in said, said
     assert "Nothing was changed" in said and "app_bucket_name" in said and words in said, said
     assert key not in said or not key
