@@ -64,8 +64,11 @@ def test_step_says_its_time(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
-    """A small repository whose README.md has the markers and is up to date."""
+    """A small repository whose pages have their markers and are up to date."""
     shutil.copytree(GOOD, tmp_path / "tree")
+    (tmp_path / "tree" / "docs").mkdir()
+    page = f"# Hardening\n\n{readme.CONTROLS_BEGIN}\n{readme.CONTROLS_END}\n"
+    (tmp_path / "tree" / "docs" / "hardening.md").write_text(page, encoding="utf-8")
     (tmp_path / "tree" / "README.md").write_text(f"# Top\n\n{readme.BEGIN}\n{readme.END}\n\nEnd.\n", encoding="utf-8")
     assert readme.main([], tmp_path / "tree") == 0
     return tmp_path / "tree"
@@ -108,16 +111,42 @@ def test_check_names_the_stale_file(tree: Path, path: str, old: str, new: str, c
     assert (tree / "roles/sample/README.md").read_text(encoding="utf-8") == before
 
 
-def test_missing_markers_are_named(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tree / "README.md").write_text("# Top\n", encoding="utf-8")
+@pytest.mark.parametrize(("page", "marker"), [("README.md", readme.BEGIN), ("docs/hardening.md", readme.CONTROLS_BEGIN)])
+def test_missing_markers_are_named(tree: Path, page: str, marker: str, capsys: pytest.CaptureFixture[str]) -> None:
+    (tree / page).write_text("# Top\n", encoding="utf-8")
     assert readme.main(["--check"], tree) == 1
-    assert readme.BEGIN in capsys.readouterr().err
+    assert marker in capsys.readouterr().err
 
 
-def test_missing_top_readme_is_named(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tree / "README.md").unlink()
+@pytest.mark.parametrize("page", ["README.md", "docs/hardening.md"])
+def test_missing_page_is_named(tree: Path, page: str, capsys: pytest.CaptureFixture[str]) -> None:
+    (tree / page).unlink()
     assert readme.main([], tree) == 1
-    assert "README.md is missing" in capsys.readouterr().err
+    assert f"{page} is missing" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("inventory", "content"),
+    [
+        ("demo/group_vars/all/sample.yml", "hardening_waivers: {HF-X-01: This network is small.}\n"),
+        ("production/host_vars/one.yml", "hardening_waivers: {HF-X-01: This network is small.}\n"),
+        ("production/hosts.yml", "all: {hosts: {one: {hardening_waivers: {HF-X-01: This network is small.}}}}\n"),
+    ],
+)
+def test_waiver_is_in_the_table(tree: Path, inventory: str, content: str) -> None:
+    (tree / "inventories" / inventory).parent.mkdir(exist_ok=True)
+    (tree / "inventories" / inventory).write_text(content, encoding="utf-8")
+    assert readme.main(["--check"], tree) == 1
+    assert readme.main([], tree) == 0
+    rows = [line for line in (tree / "docs/hardening.md").read_text(encoding="utf-8").splitlines() if line.startswith("| HF-X-01 ")]
+    assert len(rows) == 1
+    assert f"{Path(inventory).parts[0]}: This network is small." in rows[0]
+
+
+def test_waivers_that_only_a_run_knows_are_refused(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tree / "inventories/demo/hosts.yml").write_text("all: {vars: {hardening_waivers: '{{ x }}'}}\n", encoding="utf-8")
+    assert readme.main(["--check"], tree) == 1
+    assert "hardening_waivers in inventories/demo/hosts.yml is no dictionary" in capsys.readouterr().err
 
 
 def test_bars_and_markup_survive_the_table() -> None:

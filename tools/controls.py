@@ -54,15 +54,34 @@ def promised(root: Path) -> Iterator[tuple[str, Path, str]]:
 
 
 def waivers(root: Path) -> dict[str, list[str]]:
-    """Return what the inventories waive: ID → a line for each inventory, group or host that does, with the reason."""
+    """Return what the inventories waive, wherever they do: ID → a line for each inventory, group or host, with the reason.
+
+    Raises:
+        ValueError: waivers are no dictionary that can be read without a run.
+    """
     found: dict[str, list[str]] = {}
-    for path in sorted((root / "inventories").glob("*/*_vars/**/*.yml")):
+    for path in sorted((root / "inventories").rglob("*.yml")):
         if path.name == "vault.yml":
             continue
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader) or {}  # noqa: S506  # a subclass of the safe loader
-        for name, reason in (content.get("hardening_waivers") or {}).items():
-            found.setdefault(name, []).append(f"{path.relative_to(root / 'inventories').parts[0]}: {reason}")
+        where = path.relative_to(root / "inventories")
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506  # a subclass of the safe loader
+        for given in _given(content):
+            if not isinstance(given, dict):
+                # What a person wrote is at fault, not a type of ours.
+                raise ValueError(f"hardening_waivers in inventories/{where} is no dictionary of control and reason")  # noqa: TRY004
+            for name, reason in given.items():
+                found.setdefault(name, []).append(f"{where.parts[0]}: {reason}")
     return found
+
+
+def _given(content: object) -> Iterator[object]:
+    """Return each value of hardening_waivers, in a file of variables or beside a host in hosts.yml."""
+    if isinstance(content, dict):
+        for name, value in content.items():
+            if name == "hardening_waivers":
+                yield value
+            else:
+                yield from _given(value)
 
 
 class _Loader(yaml.SafeLoader):

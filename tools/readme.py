@@ -134,7 +134,7 @@ def promise_table(root: Path) -> str:
     return "\n".join(lines)
 
 
-def with_table(text: str, table: str, markers: tuple[str, str] = (BEGIN, END)) -> str:
+def with_table(text: str, table: str, markers: tuple[str, str]) -> str:
     """Return a text whose part between the markers is the table.
 
     Raises:
@@ -149,17 +149,18 @@ def with_table(text: str, table: str, markers: tuple[str, str] = (BEGIN, END)) -
 def wanted(root: Path) -> tuple[dict[Path, str], list[str]]:
     """Return what each generated file should hold, and a sentence for each that can't be generated."""
     files = {root / "roles" / role / "README.md": role_readme(root, role) for role in roles(root)}
-    faults = []
-    top = root / "README.md"
-    try:
-        files[top] = with_table(top.read_text(encoding="utf-8"), promise_table(root))
-    except FileNotFoundError:
-        faults.append(f"README.md is missing: write it, with the lines {BEGIN} and {END} where the promise table goes.")
-    except ValueError as error:
-        faults.append(f"README.md can't take the promise table: {error}.")
+    pages = [("README.md", promise_table, (BEGIN, END))]
     if controls.registry(root):
-        page = root / "docs" / "hardening.md"
-        files[page] = with_table(page.read_text(encoding="utf-8"), controls.table(root), (CONTROLS_BEGIN, CONTROLS_END))
+        pages.append(("docs/hardening.md", controls.table, (CONTROLS_BEGIN, CONTROLS_END)))
+    faults = []
+    for name, table, markers in pages:
+        page = root / name
+        try:
+            files[page] = with_table(page.read_text(encoding="utf-8"), table(root), markers)
+        except FileNotFoundError:
+            faults.append(f"{name} is missing: write it, with the lines {' and '.join(markers)} where its table goes.")
+        except ValueError as error:
+            faults.append(f"{name} can't take its table: {error}.")
     return files, faults
 
 
