@@ -46,6 +46,16 @@ RUN_OPTIONS = (
 )  # fmt: skip
 
 
+def certificate_hooks(certificates: list[Path]) -> list[str]:
+    """Return mmdebstrap's options that trust this machine's own authorities: one may stand between it and the registries."""
+    if not certificates:
+        return []
+    return [
+        f"--customize-hook=copy-in {' '.join(map(str, certificates))} /usr/local/share/ca-certificates",
+        '--customize-hook=chroot "$1" update-ca-certificates',
+    ]
+
+
 def make_image(name: str, packages: tuple[str, ...], customize: tuple[str, ...] = ()) -> str:
     """Make a Debian 13 image with mmdebstrap where it is missing.
 
@@ -62,10 +72,7 @@ def make_image(name: str, packages: tuple[str, ...], customize: tuple[str, ...] 
     reference = f"{name}:{hashlib.sha256(recipe.encode()).hexdigest()[:12]}"
     if run(["docker", "image", "inspect", reference], check=False).returncode == 0:
         return reference
-    hooks = [f"--customize-hook={line}" for line in customize]
-    if certificates:  # a private authority may stand between this machine and the registries
-        hooks.append(f"--customize-hook=copy-in {' '.join(map(str, certificates))} /usr/local/share/ca-certificates")
-        hooks.append('--customize-hook=chroot "$1" update-ca-certificates')
+    hooks = [f"--customize-hook={line}" for line in customize] + certificate_hooks(certificates)
     with step(f"Make the image {reference}"), tempfile.TemporaryDirectory() as folder:
         tree = Path(folder) / "image.tar"
         run(
