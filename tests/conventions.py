@@ -31,7 +31,7 @@ SIZE = re.compile(r"(memory|disk|buffers?|size|cache|body|space)(_|$)")
 TIME_UNITS = ("ms", "milliseconds", "seconds", "minutes", "hours", "days")
 SIZE_UNITS = ("bytes", "kb", "mb", "gb")
 # Programs of ours write these into the demo's inventory: an input's last word, and .yml.
-GENERATED = ("images.yml", "admins.yml")
+GENERATED = ("images.yml", "admins.yml", "bucket.yml")
 SECRET = re.compile(r"(password|secret|secret_key|token|passphrase)s?$")
 CONTROL = re.compile(r"\bHF-[A-Z]+-[0-9]{2}\b")
 # Skips the promise of a control that the inventory waives, and says why.

@@ -40,6 +40,11 @@ class Case:
     lacks: str = ""
     on: str = HOST
 
+    @property
+    def given(self) -> dict[str, Any]:
+        """Return what it makes of the inventory."""
+        return {**self.sets, **({self.lacks: None} if self.lacks else {})}
+
 
 def service(**parts: Any) -> dict[str, Any]:
     """Describe the inputs of an application with one service that differs from a good one."""
@@ -54,6 +59,16 @@ def admins(**parts: Any) -> dict[str, Any]:
 def waives(**reasons: str) -> dict[str, Any]:
     """Describe waivers: control → reason."""
     return {"hardening_waivers": reasons}
+
+
+def repository(**parts: Any) -> dict[str, Any]:
+    """Describe one repository of backups, in a bucket that nobody serves, that differs from a good one."""
+    good = {"type": "s3", "path": "/pgbackrest", "bucket": "backups", "endpoint": "127.0.0.1:9", "region": "us-east-1", "access_key": "k"}
+    return {"pgbackrest_repositories": [{**good, "secret_key": MINE, **parts}]}
+
+
+# Nothing of it is right, and each fault is told.
+BAD_REPOSITORY = repository(path="backups/", endpoint="https://x.test", bucket="", secret_key="", retention_days=0, min_full_backups=0)
 
 
 CASES = [
@@ -169,6 +184,38 @@ CASES = [
         ("hardening_idle_shell_seconds is 5", "write 60 or more"),
         {"hardening_idle_shell_seconds": 5},
     ),
+    Case("no repository", "pgbackrest", ("pgbackrest_repositories is empty", "write at least one"), {"pgbackrest_repositories": []}),
+    Case("repository without a bucket", "pgbackrest", ("pgbackrest_repositories has the bucket ''", "write a name"), BAD_REPOSITORY),
+    Case("repository without a key", "pgbackrest", ("pgbackrest_repositories", "access_key and secret_key"), BAD_REPOSITORY),
+    Case("endpoint with a scheme", "pgbackrest", ("pgbackrest_repositories", "'https://x.test'", "a host name"), BAD_REPOSITORY),
+    Case("path that is relative", "pgbackrest", ("pgbackrest_repositories", "'backups/'", "a full path"), BAD_REPOSITORY),
+    Case("retention of 0 days", "pgbackrest", ("retention_days of 0", "write 1 or more"), BAD_REPOSITORY),
+    Case("no full backup kept", "pgbackrest", ("min_full_backups of 0", "write 1 or more"), BAD_REPOSITORY),
+    Case(
+        "one repository twice",
+        "pgbackrest",
+        ("pgbackrest_repositories names one place twice (/srv/backups, /srv/backups)", "write each repository once"),
+        {"pgbackrest_repositories": [{"type": "posix", "path": "/srv/backups"}, {"type": "posix", "path": "/srv/backups/"}]},
+    ),
+    Case("unknown type of repository", "inventory", ("pgbackrest_repositories", "gcs", "posix"), repository(type="gcs")),
+    Case(
+        "schedule that systemd can't read",
+        "pgbackrest",
+        ("pgbackrest_full_schedule is 'now and then'", "systemd can't read", "write times such as"),
+        {"pgbackrest_full_schedule": "now and then"},
+    ),
+    Case(
+        "queue that fills the disk", "pgbackrest", ("pgbackrest_archive_queue_mb is 99999999",), {"pgbackrest_archive_queue_mb": 99999999}
+    ),
+    Case(
+        "archived once a day", "pgbackrest", ("pgbackrest_archive_timeout_seconds is 86400",), {"pgbackrest_archive_timeout_seconds": 86400}
+    ),
+    Case(
+        "repository that can't be reached",
+        "pgbackrest repository",
+        ("pgbackrest_repositories has 'backups:/pgbackrest'", "https://127.0.0.1:9", "correct the endpoint"),
+        repository(),
+    ),
     Case("host that is not Debian 13", "system", ("Debian 12", "Debian 13 only", "install the machine anew"), on=OLD_HOST),
 ]
 GOOD = Case("good", "nobody", ())
@@ -185,13 +232,14 @@ class Outcome:
 
 
 def pack(cases: list[Case]) -> dict[str, list[Case]]:
-    """Put cases together on hosts: those that the same role refuses, on the same machine, with different variables."""
+    """Put cases together on hosts: those that the same role refuses, on the same machine, with different variables or the same values."""
     hosts: dict[str, list[Case]] = {}
     for case in cases:
-        names = {*case.sets, case.lacks} - {""}
         for held in hosts.values():
-            taken = {name for other in held for name in (*other.sets, other.lacks)}
-            if (held[0].by, held[0].on) == (case.by, case.on) and not names & taken:
+            taken = {name: value for other in held for name, value in other.given.items()}
+            if (held[0].by, held[0].on) == (case.by, case.on) and all(
+                taken.get(name, value) == value for name, value in case.given.items()
+            ):
                 held.append(case)
                 break
         else:
@@ -206,7 +254,7 @@ def inputs(inventory: str) -> dict[str, Any]:
     """Read an inventory's values, without what programs write into it."""
     found: dict[str, Any] = {}
     for path in sorted((ROOT / "inventories" / inventory / "group_vars" / "all").glob("*.yml")):
-        if path.name not in ("vault.yml", "images.yml", "admins.yml"):
+        if path.name not in ("vault.yml", "images.yml", "admins.yml", "bucket.yml"):
             found |= yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     return found
 
@@ -299,9 +347,10 @@ def machine() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def base() -> dict[str, Any]:
-    """The demo's inventory with secrets, and images of a registry that nobody asks."""
+    """The demo's inventory with secrets, images of a registry that nobody asks, and backups in a folder."""
     images = {name: f"r.test/{name}@{DIGEST}" for name in ("backend", "frontend")}
-    return {**inputs("demo"), "app_images": images, "access_admins": [{"name": "admin", "keys": [KEY]}], **secrets()}
+    backups = {"pgbackrest_repositories": [{"type": "posix", "path": "/srv/backups"}]}
+    return {**inputs("demo"), **backups, "app_images": images, "access_admins": [{"name": "admin", "keys": [KEY]}], **secrets()}
 
 
 @pytest.fixture(scope="module")

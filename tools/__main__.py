@@ -19,6 +19,8 @@ COMMANDS: dict[str, tuple[str, str, tuple[str, ...], str]] = {
     "vm-up": ("tools.vm", "up", (), "bring the virtual machine up"),
     "vm-keep": ("tools.vm", "keep", (), "switch the virtual machine off, and begin from its disk from now on"),
     "vm-down": ("tools.vm", "down", (), "end the virtual machine"),
+    "bucket-up": ("tools.bucket", "up", ("host_name",), "bring up the bucket that a test host keeps its past in"),
+    "bucket-down": ("tools.bucket", "down", ("host_name",), "remove the bucket of a test host with all that it keeps"),
     "registry-up": ("tools.registry", "ensure", (), "bring the registry up, with the reference application's images"),
     "push-probe": ("tools.registry", "push_probe", (), "bring the registry up with the probe of the role app's scenario"),
     "secrets": ("tools.secrets", "ensure", ("inventory",), "write a random value for every secret that an inventory lacks"),

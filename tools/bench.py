@@ -11,7 +11,7 @@ import ssl
 import time
 from pathlib import Path
 
-from tools import demo, engine, host, registry, secrets
+from tools import bucket, demo, engine, host, registry, secrets
 from tools.application import Application
 from tools.playbook import CONTAINER, inventory, play
 from tools.shell import CACHE, ROOT, Failure, run, step
@@ -122,7 +122,9 @@ def main() -> None:
             run(["apt-get", "update", "-qq"], root=True, env=quiet)
             run(["apt-get", "install", "-y", "-qq", "wrk"], root=True, env=quiet)
     host.down(NAME)
+    bucket.down(NAME)
     try:
+        bucket.up(NAME)
         with step("Boot a bare host"):
             host.up(NAME, publish=("127.0.0.1::443",))
         source = inventory(CACHE / "bench" / "inventory", {NAME: CONTAINER})
@@ -138,6 +140,7 @@ def main() -> None:
             local = _local()
     finally:
         host.down(NAME)
+        bucket.down(NAME)
     text = _report(first, again, local, memory, requests)
     REPORT.write_text(text)
     print(text)

@@ -13,7 +13,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-from tools import admin, engine, host, registry
+from tools import admin, bucket, engine, host, registry
 from tools.shell import CACHE, ROOT, VENV_BIN, Failure, run, say, step
 
 NAME = "holdfast-demo"
@@ -75,6 +75,7 @@ def up() -> None:
     engine.ensure()
     (CACHE / "demo").mkdir(parents=True, exist_ok=True)
     changed = registry.ensure()
+    changed |= bucket.up(NAME)
     with step(f"Boot the host {NAME}"):
         changed |= host.up(NAME, publish=(f"127.0.0.1:{HTTPS_PORT}:443", f"127.0.0.1:{HTTP_PORT}:80"))
     with step("Bring the host to what the inventory says (ansible-playbook site.yml)"):
@@ -131,14 +132,16 @@ def shell() -> None:
 def down() -> None:
     """Remove the demo's containers, volumes, images, network and generated files; end the engine if it was started for the demo."""
     if engine.answers():
-        with step("Remove the host, the registry, their volumes and images"):
+        with step("Remove the host, its bucket, the registry, their volumes and images"):
             host.down(NAME)
+            bucket.down(NAME)
             registry.remove()
             host.remove_images_and_network()
         engine.stop()
     VAULT.unlink(missing_ok=True)
     admin.remove()
-    for name in ("demo", "registry", "docker-config"):
+    bucket.AUTHORITY_FILE.unlink(missing_ok=True)
+    for name in ("demo", "bucket", "registry", "docker-config"):
         shutil.rmtree(CACHE / name, ignore_errors=True)
     if not list(ROOT.glob("inventories/*/group_vars/all/vault.yml")):
         (ROOT / ".vault-password").unlink(missing_ok=True)

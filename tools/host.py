@@ -56,23 +56,26 @@ def certificate_hooks(certificates: list[Path]) -> list[str]:
     ]
 
 
-def make_image(name: str, packages: tuple[str, ...], customize: tuple[str, ...] = ()) -> str:
+def make_image(name: str, packages: tuple[str, ...], customize: tuple[str, ...] = (), unpack: tuple[Path, ...] = ()) -> str:
     """Make a Debian 13 image with mmdebstrap where it is missing.
 
     Args:
         name: repository part of the tag.
         packages: added to the minimal system.
         customize: shell lines that get the tree's path as $1.
+        unpack: packages of ours whose files are put into it; a name stands for one content.
 
     Returns:
         The image's reference; its tag is a digest of the recipe, so that another recipe makes another image.
     """
     certificates = sorted(LOCAL_CERTIFICATES.glob("*.crt"))
-    recipe = json.dumps([packages, customize, [path.read_text() for path in certificates]])
+    parts: list[object] = [packages, customize, [path.read_text() for path in certificates]]
+    recipe = json.dumps(parts + [path.name for path in unpack])
     reference = f"{name}:{hashlib.sha256(recipe.encode()).hexdigest()[:12]}"
     if run(["docker", "image", "inspect", reference], check=False).returncode == 0:
         return reference
     hooks = [f"--customize-hook={line}" for line in customize] + certificate_hooks(certificates)
+    hooks += [f'--customize-hook=dpkg-deb --extract {path} "$1"' for path in unpack]
     with step(f"Make the image {reference}"), tempfile.TemporaryDirectory() as folder:
         tree = Path(folder) / "image.tar"
         run(

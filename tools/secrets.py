@@ -26,6 +26,11 @@ class _Tolerant(yaml.SafeLoader):
 _Tolerant.add_multi_constructor("!", lambda loader, suffix, node: f"!{suffix}")
 
 
+def random_value() -> str:
+    """Make one secret."""
+    return "".join(secrets.choice(ALPHABET) for _ in range(LENGTH))
+
+
 def password_file() -> Path:
     """Say where the vault password lies."""
     return Path(os.environ.get("HOLDFAST_VAULT_PASSWORD_FILE", ROOT / ".vault-password"))
@@ -86,7 +91,7 @@ def ensure(inventory: str) -> bool:
                 "or name it with HOLDFAST_VAULT_PASSWORD_FILE."
             )
         key.touch(mode=0o600)
-        key.write_text("".join(secrets.choice(ALPHABET) for _ in range(LENGTH)) + "\n")
+        key.write_text(random_value() + "\n")
         say(f"Wrote a new vault password to {key}. Keep a copy off this machine: without it the secrets are lost.")
     plain: dict[str, Any] = {}
     for path in sorted(folder.glob("*.yml")):
@@ -99,7 +104,7 @@ def ensure(inventory: str) -> bool:
     if not missing:
         say(f"inventories/{inventory} has every secret that the roles need.")
         return named
-    held |= {name: "".join(secrets.choice(ALPHABET) for _ in range(LENGTH)) for name in missing}
+    held |= {name: random_value() for name in missing}
     text = "---\n" + "".join(
         f"{name}: {held[name]}\n" if held[name].isalnum() else yaml.safe_dump({name: held[name]}) for name in sorted(held)
     )

@@ -16,6 +16,7 @@ SCENARIOS = (
     "site",
     "app",
     "pgvector",
+    "pgbackrest",
     "postgresql",
     "firewall",
     "access",

@@ -170,9 +170,9 @@ class Service:
         if answer.status != 200 and answer.code != "BucketAlreadyOwnedByYou":
             raise self.refusal("make", bucket, answer)
 
-    def probe(self, bucket: str, *, write: bool) -> None:
-        """Put, read back and delete an object; or only ask for one that is not there."""
-        key, content = f".holdfast-probe-{secrets.token_hex(8)}", secrets.token_bytes(32)
+    def probe(self, bucket: str, folder: str = "", *, write: bool) -> None:
+        """Put, read back and delete an object in a folder of the bucket; or only ask for one that is not there."""
+        key, content = f"{folder}/.holdfast-probe-{secrets.token_hex(8)}".lstrip("/"), secrets.token_bytes(32)
         if not write:
             answer = self.ask("GET", bucket, key)
             # S3 hides what is missing from a key that may not list.

@@ -1,0 +1,187 @@
+"""`holdfast backup TYPE`: one backup of the database to every repository, then what retention no longer asks for goes."""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import json
+import logging
+import os
+import time
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from holdfast import metrics, postgres
+from holdfast.failure import Failure
+from holdfast.metrics import Gauge
+
+TYPES = ("full", "diff", "incr")
+SETTINGS = Path("/etc/pgbackrest/holdfast.json")
+LOCK = Path("/run/pgbackrest")
+BACKUP_SECONDS = 24 * 3600
+DAY_SECONDS = 86400
+
+log = logging.getLogger("holdfast.backup")
+
+
+@dataclass(frozen=True)
+class Repository:
+    """One repository, as the inventory has it.
+
+    Attributes:
+        key: pgBackRest's number of it.
+        min_full_backups: full backups that are kept at least.
+        retention_days: days back to which the database can be recovered at least.
+    """
+
+    key: int
+    min_full_backups: int
+    retention_days: int
+
+
+def repositories() -> list[Repository]:
+    """Return the repositories.
+
+    Raises:
+        Failure: the role pgbackrest has not configured this host.
+    """
+    try:
+        content: dict[str, Any] = json.loads(SETTINGS.read_text(encoding="utf-8"))
+        return [Repository(**each) for each in content["repositories"]]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise Failure(f"{SETTINGS} can't be read ({error}): run `ansible-playbook site.yml --tags pgbackrest`.") from error
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Wait until no other backup runs, and keep others waiting meanwhile.
+
+    Raises:
+        Failure: the server has never been started.
+    """
+    try:
+        # The folder itself: root and postgres can both open it, whoever came first.
+        folder = os.open(LOCK, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as error:
+        raise Failure(f"{LOCK} is missing, which the server's start makes: start PostgreSQL.") from error
+    try:
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            log.info("another backup is running: this one waits until it has ended")
+            fcntl.flock(folder, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(folder)
+
+
+def fulls(found: dict[str, Any], key: int) -> list[int]:
+    """Return when each good full backup of a repository had ended, oldest first."""
+    return sorted(
+        int(each["timestamp"]["stop"])
+        for each in found["backup"]
+        if each["type"] == "full" and not each["error"] and each["database"]["repo-key"] == key
+    )
+
+
+def kept_fulls(repository: Repository, ended: list[int], now: float) -> int:
+    """Say how many full backups are kept: a number at least, and as many as reach back the days at least."""
+    begin = now - repository.retention_days * DAY_SECONDS
+    within = sum(1 for each in ended if each > begin)
+    # Only the newest full backup that had ended before the first of these days can be rolled forward to any moment of it.
+    return max(repository.min_full_backups, min(within + 1, len(ended)), 1)
+
+
+def _expire(repository: Repository) -> None:
+    count = kept_fulls(repository, fulls(postgres.info(), repository.key), time.time())
+    option = f"--repo{repository.key}-retention-full"
+    postgres.pgbackrest("expire", f"--repo={repository.key}", f"{option}-type=count", f"{option}={count}")
+
+
+def _back_up(kind: str, repository: Repository) -> None:
+    postgres.pgbackrest("backup", f"--repo={repository.key}", f"--type={kind}", "--no-expire-auto", timeout_seconds=BACKUP_SECONDS)
+    _expire(repository)
+
+
+def run(kind: str, keys: Collection[int] = ()) -> None:
+    """Back up to each repository, or to some; a repository that fails does not keep the next from its backup.
+
+    Raises:
+        Failure: a repository failed; metrics say so too.
+    """
+    with alone():
+        begun = time.time()
+        faults = []
+        for repository in repositories():
+            if keys and repository.key not in keys:
+                continue
+            try:
+                _back_up(kind, repository)
+            except Failure as failure:
+                faults.append(f"repository {repository.key}: {failure}")
+        _record(kind, begun, success=not faults)
+    if faults:
+        raise Failure(
+            f"The {kind} backup failed; {'; '.join(faults)} See docs/bucket.md for a bucket that refuses, then `holdfast backup {kind}`."
+        )
+    log.info("The %s backup took %.0f s", kind, time.time() - begun)
+
+
+def _record(kind: str, begun: float, *, success: bool) -> None:
+    labels = (("type", kind),)
+    topic = f"backup_{kind}"
+    name = "holdfast_backup_last_success_timestamp_seconds"
+    now = time.time()
+    last = now if success else metrics.read(topic).get(f'{name}{{type="{kind}"}}')
+    metrics.write(
+        topic,
+        [
+            Gauge(name, "When the last backup of this type ended that succeeded.", labelled={} if last is None else {labels: last}),
+            Gauge("holdfast_backup_last_run_timestamp_seconds", "When the last backup of this type ended.", labelled={labels: now}),
+            Gauge("holdfast_backup_duration_seconds", "How long the last backup of this type took.", labelled={labels: now - begun}),
+            Gauge("holdfast_backup_success", "Whether the last backup of this type succeeded.", labelled={labels: float(success)}),
+        ],
+    )
+
+
+def first(*, check: bool = False) -> bool:
+    """Make the stanza and a first full backup where a repository has none; say whether anything was, or would be, made.
+
+    Raises:
+        Failure: a repository refused.
+    """
+    found = postgres.info()
+    wanted = [each.key for each in repositories()]
+    ready = {each["key"] for each in found["repo"] if each["status"]["code"] in (0, 2)}
+    if stanza := not set(wanted) <= ready:
+        if check:
+            return True
+        postgres.pgbackrest("stanza-create")
+        found = postgres.info()
+    without = [key for key in wanted if not fulls(found, key)]
+    if without and not check:
+        postgres.pgbackrest("check")
+        run("full", without)
+    return stanza or bool(without)
+
+
+def _call(given: argparse.Namespace) -> None:
+    if given.type == "first":
+        print("changed" if first(check=given.check) else "unchanged")
+    else:
+        run(given.type)
+
+
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add `backup` to the command line."""
+    parser = commands.add_parser("backup", help="back the database up to every repository")
+    parser.add_argument(
+        "type",
+        choices=(*TYPES, "first"),
+        help="full, differential or incremental; or what a new host lacks: its stanza and its first backup",
+    )
+    parser.add_argument("--check", action="store_true", help="with first: only say whether anything is missing")
+    parser.set_defaults(call=_call)

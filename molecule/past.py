@@ -1,0 +1,110 @@
+"""What the scenarios of the backups share: a writer that counts acknowledged rows, a look into a restored copy, the bucket cut off."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from database import ask
+from testinfra.host import Host
+
+from tools import bucket
+from tools.shell import run
+
+SCRATCH = "/var/lib/postgresql/scratch"
+BIN = "/usr/lib/postgresql/17/bin"
+METRICS = "/var/lib/prometheus/node-exporter"
+WRITER = "test-writer.service"
+ACKNOWLEDGED = "/var/lib/postgresql/acknowledged"
+WRITER_SECONDS = 600
+PATIENCE_SECONDS = 120
+
+
+def pgbackrest(host: Host, *words: str) -> str:
+    """Run pgBackRest on the host's stanza, and return what it printed."""
+    return host.check_output(f"timeout 300 runuser -u postgres -- pgbackrest --stanza=main {' '.join(words)}")
+
+
+def stanza(host: Host) -> dict[str, Any]:
+    """Return what the repositories hold."""
+    found: list[dict[str, Any]] = json.loads(pgbackrest(host, "--output=json", "info"))
+    return found[0]
+
+
+def metric(host: Host, topic: str, name: str) -> float:
+    """Return one figure that a program of the host has measured; -1 where it has not."""
+    text = host.run(f"cat {METRICS}/holdfast_{topic}.prom").stdout
+    return next((float(line.rsplit(" ", 1)[1]) for line in text.splitlines() if line.startswith(f"{name} ")), -1)
+
+
+def wait(question: Callable[[], object], seconds: float = PATIENCE_SECONDS, said: str = "it did not come about") -> float:
+    """Ask until the answer is true, and return the seconds that it took."""
+    begun = time.monotonic()
+    while not question():
+        assert time.monotonic() - begun < seconds, f"{said} in {seconds:.0f} s"
+        time.sleep(1)
+    return time.monotonic() - begun
+
+
+def acknowledged(host: Host) -> int:
+    """Return the number of the last row that the server acknowledged to the writer."""
+    return int(host.check_output(f"tail -n 1 {ACKNOWLEDGED}") or 0)
+
+
+@contextmanager
+def writing(host: Host) -> Iterator[None]:
+    """Commit numbered rows of 2 kB, about a hundred a second, one after the other, and note each that the server acknowledges."""
+    ask(host, "DROP TABLE IF EXISTS written; CREATE TABLE written (id int PRIMARY KEY, body text)")
+    row = "INSERT INTO written SELECT $i, repeat(md5($i::text), 64) RETURNING id;"
+    feed = f'i=0; while sleep 0.01; do i=$((i + 1)); echo "{row}"; done'
+    psql = "stdbuf --output=L psql --no-psqlrc --quiet --tuples-only --no-align --set ON_ERROR_STOP=1 --dbname smart_audit"
+    script = f"({feed}) | {psql} > {ACKNOWLEDGED}"
+    host.check_output(
+        "systemd-run --quiet --collect --unit=%s --uid=postgres --property=RuntimeMaxSec=%s bash -c %s", WRITER, str(WRITER_SECONDS), script
+    )
+    try:
+        wait(lambda: acknowledged(host) > 100, said="nothing was written")
+        yield
+    finally:
+        host.run(f"timeout 30 systemctl stop {WRITER}")
+
+
+def restored(host: Host, question: str, *options: str) -> str:
+    """Restore into a scratch cluster beside the live one, put a question to its application's database, and remove it."""
+    host.check_output(f"rm -rf {SCRATCH} && install -d -o postgres -g postgres -m 0700 {SCRATCH}")
+    try:
+        pgbackrest(host, f"--pg1-path={SCRATCH}", "--archive-mode=off", *options, "restore")
+        names = "'max_connections', 'max_worker_processes', 'max_wal_senders', 'max_prepared_transactions', 'max_locks_per_transaction'"
+        settings = ask(host, f"SELECT name || ' = ' || setting FROM pg_settings WHERE name IN ({names})").splitlines()
+        settings += ["listen_addresses = ''", f"unix_socket_directories = '{SCRATCH}'", "shared_buffers = 64MB"]
+        host.check_output(f"printf '%%s\\n' %s > {SCRATCH}/postgresql.conf", "\n".join(settings))
+        host.check_output(f"echo 'local all postgres peer' > {SCRATCH}/pg_hba.conf; : > {SCRATCH}/pg_ident.conf")
+        as_postgres = "timeout 180 runuser -u postgres --"
+        host.check_output(f"{as_postgres} {BIN}/pg_ctl --silent --wait --timeout=150 --pgdata={SCRATCH} --log={SCRATCH}/log start")
+        psql = (
+            f"{as_postgres} psql --no-psqlrc --quiet --tuples-only --no-align --set ON_ERROR_STOP=1 --host {SCRATCH} --dbname smart_audit"
+        )
+        wait(lambda: host.check_output(f"{psql} --command 'SELECT pg_is_in_recovery()'") == "f", said="recovery did not end")
+        return host.check_output(f"{psql} --command %s", question)
+    finally:
+        host.run(f"timeout 60 runuser -u postgres -- {BIN}/pg_ctl --mode=immediate --pgdata={SCRATCH} stop; rm -rf {SCRATCH}")
+
+
+def archived(host: Host) -> None:
+    """Wait until all that is written now is in every repository."""
+    segment = ask(host, "SELECT pg_walfile_name(pg_switch_wal())")
+    done = f"SELECT count(*) FROM pg_ls_archive_statusdir() WHERE name = '{segment}.done'"
+    wait(lambda: ask(host, done) == "1", said=f"the segment {segment} was not archived")
+
+
+@contextmanager
+def bucket_away(host_name: str) -> Iterator[None]:
+    """Have the bucket answer nobody, without a word, as a cut line does."""
+    run(["docker", "pause", bucket.name_of(host_name)])
+    try:
+        yield
+    finally:
+        run(["docker", "unpause", bucket.name_of(host_name)])
