@@ -16,7 +16,7 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from tools import admin, engine, host, playbook, registry
+from tools import admin, bucket, engine, host, playbook, registry
 from tools.shell import CACHE, ROOT, Failure, run, say, step
 
 NAME = "holdfast-test-vm"
@@ -327,7 +327,7 @@ def _read_prompt(monitor: socket.socket) -> str:
 
 def name_neighbours(machine: Machine) -> None:
     """Tell the machine the addresses of the containers that it knows by name; the engine's own names end at its network."""
-    lines = "\n".join(f"{host.address(name)} {name}" for name in (registry.NAME,))
+    lines = "\n".join(f"{host.address(name)} {name}" for name in (registry.NAME, bucket.name_of(NAME)))
     machine.ssh(f"grep ^127 /etc/hosts > /run/hosts; echo '{lines}' >> /run/hosts; cat /run/hosts > /etc/hosts")
 
 
@@ -351,6 +351,7 @@ def up() -> bool:
     engine.ensure()
     install()
     registry.ensure()
+    bucket.up(NAME)
     FOLDER.mkdir(parents=True, exist_ok=True)
     disk = make_disk()
     accelerator(disk)
@@ -387,8 +388,9 @@ def down() -> bool:
 
 
 def forget() -> None:
-    """End the machine, and forget what was kept of it."""
+    """End the machine, and forget what was kept of it, on its disk and in its bucket."""
     down()
+    bucket.down(NAME)
     for path in FOLDER.glob("*/kept.qcow2"):
         path.unlink()
 
