@@ -201,15 +201,19 @@ def wait_healthy(release: Release) -> None:
 
 def _events(name: str, wake: threading.Event, stopping: threading.Event) -> None:
     """Wake the main thread whenever a container of the project dies or turns unhealthy; outlive restarts of Docker."""
+    since = time.time()
     while not stopping.is_set():
+        # What happens while nobody listens is told later.
         with subprocess.Popen(
-            ["docker", "events", "--filter", f"label=com.docker.compose.project={name}", "--filter", "event=die", "--filter", "event=oom",
-             "--filter", "event=health_status", "--filter", "event=destroy", "--format", "{{.Status}}"],
+            ["docker", "events", "--since", f"{since:.3f}", "--filter", f"label=com.docker.compose.project={name}",
+             "--filter", "event=die", "--filter", "event=oom", "--filter", "event=health_status", "--filter", "event=destroy",
+             "--format", "{{.Status}}"],
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True,
         ) as stream:  # fmt: skip
             for line in stream.stdout or ():
                 if line.strip() != "health_status: healthy":
                     wake.set()
+        since = time.time()
         wake.set()
         stopping.wait(2)
 
