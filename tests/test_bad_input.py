@@ -93,6 +93,12 @@ CASES = [
     Case(
         "port too high", "caddy", ("caddy_public_https_port is 70000", "write a port from 1 to 65535"), {"caddy_public_https_port": 70000}
     ),
+    Case(
+        "the host in a container",
+        "app",
+        ("mount /etc/, /run/docker.sock", "write the file"),
+        service(mounts=["/etc/", "/run/docker.sock", "/run/x"]),
+    ),
     Case("replicas 0", "app", ("app_services", "replicas 0", "write 1 to 64"), service(replicas=0)),
     Case(
         "more memory than the host has",

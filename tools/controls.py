@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 REGISTRY = "controls.yml"
-SOURCES = {"cis": "CIS", "anssi": "ANSSI", "devsec": "dev-sec"}
+SOURCES = {"cis": "CIS", "anssi": "ANSSI", "devsec": "dev-sec", "docker": "CIS Docker"}
 
 
 @dataclass(frozen=True)

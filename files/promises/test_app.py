@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import pytest
 from testinfra.host import Host
 
 LIVE = "/srv/app/live"
+# Whoever changes or reads them has the host.
+SENSITIVE = {"/", "/boot", "/dev", "/etc", "/lib", "/proc", "/root", "/run", "/sys", "/usr", "/var", "/var/lib", "/var/run"}
+ENGINE_SOCKETS = ("docker.sock", "containerd.sock")
 
 
 @pytest.fixture(scope="module")
@@ -35,12 +39,13 @@ def test_unit(host: Host, release: dict[str, Any]) -> None:
     assert unit.is_enabled
 
 
+@pytest.mark.control("HF-CONTAINER-03")
 def test_healthy(containers: list[dict[str, Any]]) -> None:
-    """Every container of the live release runs, and none is unhealthy."""
+    """Every container of the live release runs, has a check of its health, and passes it."""
     for container in containers:
         state = container["State"]
         assert state["Status"] == "running", container["Name"]
-        assert state.get("Health", {}).get("Status", "healthy") == "healthy", container["Name"]
+        assert state["Health"]["Status"] == "healthy", container["Name"]
 
 
 def test_ready(host: Host, release: dict[str, Any]) -> None:
@@ -58,8 +63,9 @@ def test_images_by_digest(host: Host, containers: list[dict[str, Any]], release:
         assert container["Config"]["Image"] in wanted, container["Name"]
 
 
+@pytest.mark.control("HF-CONTAINER-01")
 def test_contained(containers: list[dict[str, Any]]) -> None:
-    """A container has no root, no capability, no writable root, no new privileges and no published port."""
+    """A container has no root, no capability, no writable root, no new privileges, no device, no port and no namespace of the host."""
     for container in containers:
         config, limits = container["Config"], container["HostConfig"]
         assert int(config["User"].split(":")[0]) >= 1000, container["Name"]
@@ -68,11 +74,25 @@ def test_contained(containers: list[dict[str, Any]]) -> None:
         assert "no-new-privileges:true" in limits["SecurityOpt"], container["Name"]
         assert not any("unconfined" in option for option in limits["SecurityOpt"]), container["Name"]
         assert not limits["Privileged"] and not limits["PortBindings"], container["Name"]
-        assert limits["NetworkMode"] != "host" and limits["PidMode"] == "", container["Name"]
+        assert not limits["Devices"] and not limits["DeviceRequests"], container["Name"]
+        assert limits["NetworkMode"] not in ("host", "bridge", "default"), container["Name"]
+        assert [limits[f"{kind}Mode"] for kind in ("Pid", "Ipc", "UTS", "Userns")] == ["", "private", "", ""], container["Name"]
 
 
+@pytest.mark.control("HF-CONTAINER-04")
+def test_mounts(containers: list[dict[str, Any]]) -> None:
+    """A container sees nothing of the host but its sockets, its secrets and what the inventory mounts; it changes its sockets only."""
+    for container in containers:
+        for mount in container["Mounts"]:
+            source = mount["Source"]
+            assert mount["Type"] == "bind" and mount["Propagation"] == "rprivate", (container["Name"], source)
+            assert source not in SENSITIVE and not source.endswith(ENGINE_SOCKETS), (container["Name"], source)
+            assert not mount["RW"] or source.startswith("/srv/app/"), (container["Name"], source)
+
+
+@pytest.mark.control("HF-CONTAINER-02")
 def test_bounded(host: Host, containers: list[dict[str, Any]]) -> None:
-    """A container has bounds for memory, processor and processes, and systemd alone decides when it starts."""
+    """A container has bounds for memory, processor, processes, open files and core dumps, and systemd alone decides when it starts."""
     controllers = host.check_output("cat /sys/fs/cgroup/cgroup.controllers").split()
     for container in containers:
         limits = container["HostConfig"]
@@ -80,7 +100,10 @@ def test_bounded(host: Host, containers: list[dict[str, Any]]) -> None:
         assert ("memory" not in controllers) or limits["Memory"] > 0, container["Name"]
         assert ("cpu" not in controllers) or limits["CpuQuota"] > 0, container["Name"]
         assert ("pids" not in controllers) or 0 < limits["PidsLimit"] <= 4096, container["Name"]
-        assert limits["RestartPolicy"]["Name"] in ("no", ""), container["Name"]
+        assert limits["CgroupParent"] == "" and limits["RestartPolicy"]["Name"] in ("no", ""), container["Name"]
+        shown = host.check_output(f"cat /proc/{container['State']['Pid']}/limits")
+        hard = dict(re.findall(r"^Max ([a-z ]+?) {2,}\S+ +(\S+) ", shown, re.MULTILINE))
+        assert hard["core file size"] == "0" and int(hard["open files"]) <= 65536, container["Name"]
 
 
 def test_secrets(host: Host, containers: list[dict[str, Any]]) -> None:

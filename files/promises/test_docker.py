@@ -43,11 +43,13 @@ def test_configuration_is_valid(host: Host) -> None:
     host.check_output("dockerd --validate --config-file=/etc/docker/daemon.json")
 
 
+@pytest.mark.control("HF-DOCKER-08")
 def test_logs_in_journal(daemon: dict[str, Any]) -> None:
     """Containers log to the journal, which bounds them."""
     assert daemon["LoggingDriver"] == "journald"
 
 
+@pytest.mark.control("HF-DOCKER-07")
 def test_live_restore(daemon: dict[str, Any]) -> None:
     """Containers go on while the daemon restarts."""
     assert daemon["LiveRestoreEnabled"]
@@ -64,6 +66,38 @@ def test_no_userland_proxy(host: Host, daemon: dict[str, Any]) -> None:
     """No process of Docker stands between a client and a container."""
     assert daemon["ID"]
     assert host.run("pgrep --exact docker-proxy").rc == 1
+
+
+@pytest.mark.control("HF-DOCKER-05")
+def test_networks_are_filtered(host: Host) -> None:
+    """Docker filters the traffic of its networks, and containers on its default network do not reach each other."""
+    options = json.loads(host.check_output("timeout 20 docker network inspect bridge"))[0]["Options"]
+    assert options["com.docker.network.bridge.enable_icc"] == "false"
+    assert "-i docker0 -o docker0 -j DROP" in host.check_output("iptables --list-rules")
+
+
+@pytest.mark.control("HF-DOCKER-06")
+def test_daemon_is_plain(daemon: dict[str, Any]) -> None:
+    """The daemon trusts no registry without TLS, debugs nothing, joins no swarm, and has no experimental or outdated part."""
+    registries = daemon["RegistryConfig"]
+    # Docker never asks its own loopback for TLS, and that can't be switched off.
+    assert set(registries["InsecureRegistryCIDRs"]) <= {"127.0.0.0/8", "::1/128"}
+    assert all(registry["Secure"] for registry in registries["IndexConfigs"].values())
+    assert not daemon["Debug"] and not daemon["ExperimentalBuild"]
+    assert daemon["Swarm"]["LocalNodeState"] == "inactive"
+    assert daemon["Driver"] == "overlay2"
+
+
+@pytest.mark.control("HF-DOCKER-04")
+def test_files_belong_to_root(host: Host) -> None:
+    """Only root changes what the daemon reads when it starts."""
+    units = host.check_output("systemctl show --value --property=FragmentPath --property=DropInPaths docker.service docker.socket").split()
+    assert len(units) >= 3
+    found = host.check_output(f"find /etc/docker /etc/containerd /etc/default/docker {' '.join(units)} -printf '%U:%G %m %p\\n'")
+    for line in found.splitlines():
+        owner, mode, path = line.split(maxsplit=2)
+        assert owner == "0:0" and int(mode, 8) & 0o022 == 0, line
+        assert not path.endswith(".crt") or mode == "444", line
 
 
 def test_addresses(host: Host, written: dict[str, Any]) -> None:
@@ -87,14 +121,14 @@ def test_nobody_is_root_by_group(host: Host) -> None:
     assert number not in [line.split(":")[3] for line in host.check_output("getent passwd").splitlines()]
 
 
+@pytest.mark.control("HF-DOCKER-03")
 def test_socket_only(host: Host) -> None:
-    """The daemon listens on its unix socket, for root alone, and on no port."""
-    socket = host.file("/run/docker.sock")
-    assert socket.is_socket
-    assert socket.user == "root"
-    assert socket.mode == 0o660
+    """The daemon and containerd listen on unix sockets for root, and on no port."""
+    for path in ("/run/docker.sock", "/run/containerd/containerd.sock"):
+        socket = host.file(path)
+        assert socket.is_socket and socket.user == "root" and socket.mode == 0o660, path
     assert host.run("timeout 5 curl --silent --max-time 3 --unix-socket /run/docker.sock http://localhost/_ping").stdout == "OK"
-    assert '"dockerd"' not in host.check_output("ss --listening --tcp --udp --numeric --processes")
+    assert not re.search('"(dockerd|containerd)"', host.check_output("ss --listening --tcp --udp --numeric --processes"))
 
 
 def test_build_cache_is_bounded(host: Host, daemon: dict[str, Any], written: dict[str, Any]) -> None:

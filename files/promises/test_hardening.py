@@ -320,7 +320,19 @@ def test_audit_rules(host: Host) -> None:
     for call in ("init_module", "sethostname", "clock_settime", "ptrace"):
         assert re.search(rf"-S \S*\b{call}\b", loaded), call
     # A rule on every start of a program, or on every open, would be paid by each request.
-    assert not re.search(r"-S \S*\bexecve\b", loaded)
+    assert not re.search(r"-S \S*\bexecve\b(?!.* -F path=)", loaded)
+
+
+@pytest.mark.control("HF-AUDIT-03")
+@pytest.mark.own_kernel
+def test_audit_of_docker(host: Host) -> None:
+    """HF-AUDIT-03: Changes by a person of what runs containers, and each use of its command by a person, are recorded."""
+    loaded = [line for line in host.check_output("auditctl -l").splitlines() if "key=docker" in line]
+    assert all(re.search(r"-F auid>=1000 -F auid!=(-1|unset)", line) for line in loaded)
+    programs = ("/usr/sbin/dockerd", "/usr/sbin/runc", "/usr/bin/containerd", "/usr/bin/containerd-shim-runc-v2")
+    for path in (*programs, "/var/lib/docker", "/etc/default/docker", "/etc/containerd", "/run/docker.sock"):
+        assert any(re.search(rf"-F (path|dir)={path}/? -F perm=wa\b", line) for line in loaded), path
+    assert any(re.search(r"-F path=/usr/bin/docker -F perm=x\b", line) for line in loaded)
 
 
 @pytest.mark.control("HF-JOURNAL-01")

@@ -39,9 +39,9 @@ def _state(host: Host, name: str) -> tuple[str, int]:
 
 
 def test_restart_keeps_containers(host: Host, container: str) -> None:
-    """A restart of the daemon leaves a running container alone."""
+    """A restart of the daemon, and of containerd below it, leaves a running container alone."""
     before = _state(host, container)
-    host.check_output("timeout 60 systemctl restart docker.service")
+    host.check_output("timeout 60 systemctl restart containerd.service docker.service")
     assert _state(host, container) == before
 
 
@@ -67,6 +67,17 @@ def test_log_lines_arrive_in_journal(host: Host, container: str) -> None:
 def test_no_new_privileges_inside(host: Host, container: str) -> None:
     """The kernel refuses new privileges to a process in a container."""
     assert "NoNewPrivs:\t1" in host.check_output(f"docker exec {container} busybox cat /proc/1/status")
+
+
+def test_bounds_inside(host: Host, container: str) -> None:
+    """A process in a container leaves no core dump, and has a bound for its open files, though nobody asked for either."""
+    said = host.check_output(f"docker exec {container} sh -c 'ulimit -H -c; ulimit -H -n'")
+    assert said.split() == ["0", "16384"]
+
+
+def test_authority_is_closed(host: Host) -> None:
+    """Nobody changes a registry's authority by accident."""
+    assert host.file("/etc/docker/certs.d/registry.test:5000/ca.crt").mode == 0o444
 
 
 def test_compose_network_is_from_pool(host: Host, image: str) -> None:
