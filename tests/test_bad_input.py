@@ -115,6 +115,7 @@ CASES = [
         ("app_images", "r.test/backend:1.0", "host/name@sha256"),
         {"app_images": {"backend": "r.test/backend:1.0", "frontend": f"r.test/frontend@{DIGEST}"}},
     ),
+    Case("profile with a blank", "caddy", ("caddy_acme_profile", "'short lived'", "write one name"), {"caddy_acme_profile": "short lived"}),
     Case("domain that is no name", "caddy", ("caddy_domain", "'https://my app/'", "write a name"), {"caddy_domain": "https://my app/"}),
     Case(
         "two services on one port",

@@ -6,6 +6,7 @@ import json
 import re
 import uuid
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
@@ -63,7 +64,7 @@ def site(host: Host) -> Site:
         for kind in ("reverse_proxy", '"error"'):
             if matched and kind in text:
                 paths.setdefault(kind, matched)
-    issuers = [issuer["module"] for policy in config["apps"]["tls"]["automation"]["policies"] for issuer in policy["issuers"]]
+    issuers = [issuer["module"] for policy in config["apps"]["tls"]["automation"]["policies"] for issuer in policy.get("issuers", [])]
     return Site(
         host, domain, paths["reverse_proxy"][0], paths.get('"error"', []), f"--cacert {INTERNAL_ROOT}" if "internal" in issuers else ""
     )
@@ -113,6 +114,8 @@ def test_unknown_names_are_refused(site: Site) -> None:
     assert site.curl("--insecure https://127.0.0.1/") == (35, "")
     code, said = site.curl(f"--output /dev/null --write-out '%{{http_code}}' --header 'Host: {STRANGER}' https://{site.domain}/")
     assert (code, said) == (0, "421")
+    code, said = site.curl(f"--dump-header - --header 'Host: {STRANGER}' https://{site.domain}/")
+    assert code == 0 and "server:" not in said.lower()
 
 
 def test_private_paths(site: Site) -> None:
@@ -131,6 +134,15 @@ def test_old_tls_is_refused(site: Site) -> None:
     asked = f"timeout 20 openssl s_client -connect 127.0.0.1:443 -servername {site.domain}"
     assert site.host.run(f"{asked} -tls1_1 -cipher 'DEFAULT@SECLEVEL=0' </dev/null").rc != 0
     assert site.host.run(f"{asked} -tls1_2 </dev/null").rc == 0
+
+
+def test_certificate_can_be_revoked(site: Site) -> None:
+    """A stolen key is soon useless: the certificate lives for ten days at most, or its authority's word on revocation comes with it."""
+    asked = f"timeout 20 openssl s_client -connect 127.0.0.1:443 -servername {site.domain} -status </dev/null 2>/dev/null"
+    said = site.host.check_output(asked)
+    dates = site.host.check_output(f"{asked} | openssl x509 -noout -startdate -enddate -dateopt iso_8601")
+    begin, end = (datetime.fromisoformat(line.split("=")[1]) for line in dates.splitlines())
+    assert end - begin <= timedelta(days=10) or "OCSP Response Status: successful" in said, f"{dates}, and no OCSP"
 
 
 def test_doors(host: Host, site: Site) -> None:

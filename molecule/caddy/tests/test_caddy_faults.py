@@ -199,7 +199,7 @@ def acme(host: Host) -> Iterator[str]:
 
 
 def test_acme(host: Host, acme: str) -> None:
-    """Caddy gets its certificate from an ACME authority by itself, and serves it."""
+    """Caddy gets its certificate from an ACME authority by itself, a short-lived one, and serves it."""
     host.check_output("timeout 20 curl --silent --max-time 10 --insecure --fail https://localhost:15000/roots/0 > /tmp/pebble-root.pem")
     asked = f"timeout 10 openssl s_client -connect 127.0.0.1:443 -servername {acme} </dev/null 2>/dev/null | openssl x509 -noout -issuer"
     deadline = time.monotonic() + 60
@@ -210,3 +210,5 @@ def test_acme(host: Host, acme: str) -> None:
         f"timeout 20 curl --silent --max-time 10 --cacert /tmp/pebble-root.pem --output /dev/null --write-out '%{{http_code}}' https://{acme}/"
     )
     assert said == "200"
+    ten_days = 10 * 24 * 3600
+    assert host.run(f"{asked.replace('-noout -issuer', f'-noout -checkend {ten_days}')}").rc == 1
