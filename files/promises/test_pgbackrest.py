@@ -75,8 +75,8 @@ def test_secrets_are_kept(host: Host) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_on_timer(host: Host, kind: str) -> None:
     """Full, differential and incremental backups have a timer that makes up for what was missed while the host was off."""
+    assert host.service("holdfast-backups.target").is_enabled
     timer = f"holdfast-backup@{kind}.timer"
-    assert host.service(timer).is_enabled
     told = host.check_output(f"systemctl show --property ActiveState,Persistent,NextElapseUSecRealtime {timer}")
     values = dict(line.split("=", 1) for line in told.splitlines())
     assert values["ActiveState"] == "active"
@@ -92,3 +92,12 @@ def test_success_is_measured(host: Host) -> None:
     assert succeeded and set(succeeded.values()) == {1}
     full = float(samples['holdfast_backup_last_success_timestamp_seconds{type="full"}'])
     assert full > time.time() - 8 * 24 * 3600
+
+
+def test_archive_is_guarded(host: Host) -> None:
+    """Twice a minute it is measured whether what is written reaches every repository, and it does."""
+    text = host.check_output("cat /var/lib/prometheus/node-exporter/holdfast_archive.prom")
+    samples = {name: float(value) for name, value in (line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))}
+    assert samples["holdfast_archive_guard_last_success_timestamp_seconds"] > time.time() - 120
+    assert samples["holdfast_archive_healthy"] == 1
+    assert samples["holdfast_archive_gap"] == 0

@@ -6,7 +6,7 @@ import argparse
 import logging
 import sys
 
-from holdfast import app, backup, guard, idle
+from holdfast import app, archive, backup, guard, idle
 from holdfast.failure import Failure
 
 
@@ -15,6 +15,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="holdfast", description="The programs that a Holdfast host runs.")
     commands = parser.add_subparsers(dest="command", required=True)
     app.add_parser(commands)
+    archive.add_parser(commands)
     backup.add_parser(commands)
     guard.add_parser(commands)
     idle.add_parser(commands)

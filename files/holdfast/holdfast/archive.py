@@ -1,0 +1,282 @@
+"""`holdfast archive`: measure whether what the server writes reaches every repository, and have a gap closed by a new backup."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import re
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from holdfast import metrics, postgres
+from holdfast.backup import repositories
+from holdfast.failure import Failure
+from holdfast.metrics import Gauge
+
+TOPIC = "archive"
+STATE = Path("/var/lib/holdfast-archive/state.json")
+# A unit watches it, and makes a backup when it is written.
+WANTED = Path("/var/lib/holdfast-archive/backup-wanted")
+WANTED_AGAIN_SECONDS = 600
+# Two runs of the timer later it is known, and two minutes have not passed.
+LATE_SECONDS = 45
+ANSWER_SECONDS = 15
+SEGMENT = re.compile(r"^[0-9A-F]{24}$")
+QUESTION = """
+    SELECT json_build_object(
+        'ready', (SELECT count(*) FROM pg_ls_archive_statusdir() WHERE name ~ '^[0-9A-F]{24}\\.ready$'),
+        'oldest_ready_seconds', (SELECT coalesce(extract(epoch FROM now() - min(modification)), 0)
+                                 FROM pg_ls_archive_statusdir() WHERE name ~ '\\.ready$'),
+        'last_archived', archived.last_archived_wal,
+        'last_archived_at', coalesce(extract(epoch FROM archived.last_archived_time), 0),
+        'last_failed_at', coalesce(extract(epoch FROM archived.last_failed_time), 0),
+        'written_bytes', pg_wal_lsn_diff(pg_current_wal_lsn(), '0/0'),
+        'wal_bytes', (SELECT sum(size) FROM pg_ls_waldir()),
+        'segment_bytes', pg_size_bytes(current_setting('wal_segment_size')))
+    FROM pg_stat_archiver archived
+"""
+
+log = logging.getLogger("holdfast.archive")
+
+
+@dataclass(frozen=True)
+class Server:
+    """What the server says of its WAL.
+
+    Attributes:
+        ready: segments that wait to be archived.
+        oldest_ready_seconds: how long the oldest file has waited.
+        last_archived: file that was archived last; nothing where none was since the statistics began.
+        last_archived_at: when, in seconds since 1970.
+        last_failed_at: when archiving failed last; 0 where it never did.
+        written_bytes: position that it writes at.
+        wal_bytes: what pg_wal holds.
+        segment_bytes: size of a segment.
+    """
+
+    ready: int
+    oldest_ready_seconds: float
+    last_archived: str | None
+    last_archived_at: float
+    last_failed_at: float
+    written_bytes: int
+    wal_bytes: int
+    segment_bytes: int
+
+
+@dataclass(frozen=True)
+class State:
+    """What one run leaves to the next.
+
+    Attributes:
+        at: when it ran.
+        written_bytes: the position that the server wrote at.
+        complete: the segment up to which every repository was seen to have all.
+        gap_at: when a gap was found that no backup has made good yet; 0 where there is none.
+    """
+
+    at: float = 0
+    written_bytes: int = 0
+    complete: str = ""
+    gap_at: float = 0
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a repository holds.
+
+    Attributes:
+        backups: when the newest good backup of each type had begun.
+        missing: segments that are not in it though the server was told so.
+        fault: why it can't be asked; nothing where it can.
+    """
+
+    backups: dict[str, float] = field(default_factory=dict)
+    missing: list[str] = field(default_factory=list)
+    fault: str = ""
+
+
+def segments(after: str, last: str, segment_bytes: int) -> Iterator[str]:
+    """Name the segments of a timeline that follow one, to the last."""
+    each_log = 2**32 // segment_bytes
+    first, end = (int(name[8:16], 16) * each_log + int(name[16:], 16) for name in (after, last))
+    for number in range(first + 1, end + 1):
+        yield f"{last[:8]}{number // each_log:08X}{number % each_log:08X}"
+
+
+def _wanted(state: State, server: Server) -> list[str]:
+    """Name the segments that the server was told are archived, and nobody has looked for yet."""
+    last = server.last_archived or ""
+    if not SEGMENT.match(last):
+        return []
+    # A restore begins a timeline, and makes a backup of its own.
+    if not state.complete or state.complete[:8] != last[:8]:
+        return [last]
+    return list(segments(state.complete, last, server.segment_bytes))
+
+
+def _look(key: int, wanted: list[str]) -> Seen:
+    """Ask one repository for its backups, and for segments."""
+    options = (f"--repo={key}", f"--io-timeout={ANSWER_SECONDS}")
+    try:
+        said = postgres.pgbackrest("info", "--output=json", *options, timeout_seconds=ANSWER_SECONDS * 2)
+        stanzas: list[dict[str, Any]] = json.loads(said)
+        stanza: dict[str, Any] = stanzas[0] if stanzas else {"status": {"code": 1, "message": "it holds no stanza"}}
+        if stanza["status"]["code"] not in (0, 2):
+            return Seen(fault=stanza["status"]["message"])
+        backups: dict[str, float] = {}
+        for each in stanza["backup"]:
+            if not each["error"]:
+                backups[each["type"]] = max(backups.get(each["type"], 0), float(each["timestamp"]["start"]))
+        return Seen(backups=backups, missing=_missing(stanza["archive"], wanted, options))
+    except (Failure, ValueError, KeyError) as error:
+        return Seen(fault=str(error))
+
+
+def _missing(archives: list[dict[str, Any]], wanted: list[str], options: tuple[str, ...]) -> list[str]:
+    """Name the segments that a repository lacks, of those that no expiry can have taken."""
+    newest = archives[-1] if archives else {}
+    if not newest.get("min"):
+        return wanted
+    wanted = [name for name in wanted if name >= newest["min"]]
+    held: set[str] = set()
+    for folder in sorted({name[:16] for name in wanted}):
+        path = f"archive/{postgres.STANZA}/{newest['id']}/{folder}"
+        held |= {name[:24] for name in postgres.pgbackrest("repo-ls", path, *options, timeout_seconds=ANSWER_SECONDS * 2).split()}
+    return [name for name in wanted if name not in held]
+
+
+def _load() -> State:
+    try:
+        return State(**json.loads(STATE.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return State()
+
+
+def _ask_for_backup(missing: list[str]) -> None:
+    log.error(
+        "The segments %s to %s of WAL are missing in a repository: nothing can be rolled forward over them, so a backup begins now.",
+        missing[0],
+        missing[-1],
+    )
+    WANTED.write_text(f"{missing[0]} {missing[-1]}\n", encoding="utf-8")
+
+
+def _next(state: State, server: Server, seen: dict[int, Seen], wanted: list[str], now: float) -> State:
+    """Decide what the next run has to know, and ask for a backup where a gap has none yet."""
+    missing = sorted({name for each in seen.values() for name in each.missing})
+    gap_at, complete = state.gap_at, state.complete
+    if wanted and not any(each.fault for each in seen.values()):
+        complete = wanted[-1]
+        gap_at = now if missing else gap_at
+    if gap_at and all(any(begun > gap_at for begun in each.backups.values()) for each in seen.values()):
+        gap_at = 0
+        WANTED.unlink(missing_ok=True)
+        log.info("A backup after the gap is in every repository: from it on everything can be rolled forward")
+    elif gap_at and not (WANTED.exists() and now - WANTED.stat().st_mtime < WANTED_AGAIN_SECONDS):
+        _ask_for_backup(missing or [complete])
+    return State(at=now, written_bytes=server.written_bytes, complete=complete, gap_at=gap_at)
+
+
+def faults(server: Server, seen: dict[int, Seen], *, gap: bool) -> list[str]:
+    """Say in sentences what is wrong; nothing where all that was written a minute ago is off the host."""
+    found = []
+    if server.oldest_ready_seconds > LATE_SECONDS:
+        found.append(f"{server.ready} segments of WAL wait to be archived, the oldest for {server.oldest_ready_seconds:.0f} s.")
+    found += [f"Repository {key} can't be asked: {each.fault}." for key, each in seen.items() if each.fault]
+    found += [f"Repository {key} has no backup." for key, each in seen.items() if not each.fault and not each.backups]
+    if gap:
+        found.append("WAL is missing in a repository, and no backup after the gap is there yet.")
+    return found
+
+
+def _by_repository(values: dict[int, float]) -> dict[tuple[tuple[str, str], ...], float]:
+    return {(("repository", str(key)),): value for key, value in values.items()}
+
+
+def _gauges(server: Server, before: State, after: State, seen: dict[int, Seen], *, healthy: bool) -> list[Gauge]:
+    rate = (server.written_bytes - before.written_bytes) / max(after.at - before.at, 1) if before.at else 0.0
+    disk = os.statvfs(postgres.DATA / "pg_wal")
+    free = disk.f_bavail * disk.f_frsize
+    newest: dict[tuple[tuple[str, str], ...], float] = {
+        (("repository", str(key)), ("type", kind)): begun for key, each in seen.items() for kind, begun in sorted(each.backups.items())
+    }
+    return [
+        Gauge("holdfast_archive_healthy", "Whether what was written a minute ago is in every repository.", float(healthy)),
+        Gauge("holdfast_archive_ready_segments", "Segments of WAL that wait to be archived.", server.ready),
+        Gauge("holdfast_archive_oldest_ready_seconds", "How long the oldest of them has waited.", server.oldest_ready_seconds),
+        Gauge("holdfast_archive_last_archived_timestamp_seconds", "When WAL was archived last.", server.last_archived_at),
+        Gauge("holdfast_archive_last_failed_timestamp_seconds", "When archiving failed last.", server.last_failed_at),
+        Gauge("holdfast_archive_gap", "Whether WAL is missing and no backup has made that good.", float(after.gap_at > 0)),
+        Gauge("holdfast_wal_size_bytes", "What pg_wal holds.", server.wal_bytes),
+        Gauge("holdfast_wal_written_bytes_per_second", "WAL that the server writes.", rate),
+        Gauge(
+            "holdfast_wal_fills_disk_seconds",
+            "When the disk of pg_wal would be full at that rate if nothing were archived.",
+            free / rate if rate > 0 else float("inf"),
+        ),
+        Gauge(
+            "holdfast_repository_answers",
+            "Whether the repository can be asked.",
+            labelled=_by_repository({key: float(not each.fault) for key, each in seen.items()}),
+        ),
+        Gauge("holdfast_repository_newest_backup_timestamp_seconds", "When the newest good backup in it began.", labelled=newest),
+    ]
+
+
+def _heartbeat(now: float, *, success: bool) -> list[Gauge]:
+    name = "holdfast_archive_guard_last_success_timestamp_seconds"
+    last = now if success else metrics.read(TOPIC).get(name)
+    return [
+        Gauge(name, "When the archive was measured last.", last),
+        Gauge("holdfast_archive_guard_last_run_timestamp_seconds", "When that was tried last.", now),
+        Gauge("holdfast_archive_guard_success", "Whether it could be measured.", float(success)),
+    ]
+
+
+def run() -> list[str]:
+    """Measure once, and return what is wrong.
+
+    Raises:
+        Failure: the server does not answer; the metrics say so too.
+    """
+    now = time.time()
+    try:
+        server = Server(**json.loads(postgres.psql(QUESTION)))
+        before = _load()
+        wanted = _wanted(before, server)
+        keys = [each.key for each in repositories()]
+        with ThreadPoolExecutor(len(keys)) as pool:
+            seen = dict(zip(keys, pool.map(lambda key: _look(key, wanted), keys), strict=True))
+        after = _next(before, server, seen, wanted, now)
+        fresh = STATE.with_suffix(".new")
+        fresh.write_text(json.dumps(asdict(after)), encoding="utf-8")
+        fresh.replace(STATE)
+        found = faults(server, seen, gap=after.gap_at > 0)
+        metrics.write(TOPIC, [*_heartbeat(now, success=True), *_gauges(server, before, after, seen, healthy=not found)])
+    except Failure:
+        metrics.write(
+            TOPIC, [*_heartbeat(now, success=False), Gauge("holdfast_archive_healthy", "Whether what was written is archived.", 0)]
+        )
+        raise
+    return found
+
+
+def _call(_: argparse.Namespace) -> None:
+    found = run()
+    for sentence in found:
+        log.warning(sentence)
+    if not found:
+        print("All that was written a minute ago is in every repository.")
+
+
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add `archive` to the command line."""
+    parser = commands.add_parser("archive", help="measure whether what is written reaches every repository")
+    parser.set_defaults(call=_call)

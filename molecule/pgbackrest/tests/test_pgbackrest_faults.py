@@ -1,0 +1,164 @@
+"""The role pgbackrest with a bucket that is away, a queue that overflows, a second repository, and repositories that it must not touch."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import past
+import pytest
+import yaml
+from database import ask
+from testinfra.host import Host
+
+from tools.playbook import play_on
+from tools.shell import ROOT
+
+PLAYBOOK = "molecule/pgbackrest/converge.yml"
+RED_SECONDS = 120
+SECOND = "/srv/second"
+COUNT = "SELECT count(*) FROM written"
+OTHER = "/var/lib/postgresql/other"
+# Nobody can delete what a run before has put there.
+OTHER_PATH = f"/other-{time.time_ns()}"
+
+
+def _repository(**parts: Any) -> dict[str, Any]:
+    """Return the demo's repository, with some parts of it different."""
+    text = (ROOT / "inventories" / "demo" / "group_vars" / "all" / "pgbackrest.yml").read_text(encoding="utf-8")
+    return {**yaml.safe_load(text)["pgbackrest_repositories"][0], **parts}
+
+
+def _converge(host_name: str, **inputs: Any) -> None:
+    done = play_on(host_name, PLAYBOOK, "--tags", "preflight,pgbackrest", **inputs)
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.fixture
+def converged_again(host: Host, host_name: str) -> Iterator[None]:
+    """Put the scenario's own inputs in force again after a test."""
+    yield
+    _converge(host_name)
+    host.check_output(f"rm -rf {SECOND}")
+
+
+def _healthy(host: Host) -> bool:
+    return past.metric(host, "archive", "holdfast_archive_healthy") == 1
+
+
+def _gap(host: Host) -> float:
+    return past.metric(host, "archive", "holdfast_archive_gap")
+
+
+def test_bucket_away_under_load(host: Host, host_name: str) -> None:
+    """A bucket that answers nobody turns the archive red within two minutes and stops no write; then it drains, and nothing is lost."""
+    past.wait(lambda: _healthy(host), said="the archive was not green to begin with")
+    with past.writing(host):
+        with past.bucket_away(host_name):
+            red = past.wait(lambda: not _healthy(host), RED_SECONDS, "the archive did not turn red")
+            before = past.acknowledged(host)
+            past.wait(lambda: past.acknowledged(host) > before + 100, said="the server wrote no more")
+            assert past.metric(host, "archive", "holdfast_archive_ready_segments") > 0
+        green = past.wait(lambda: _healthy(host), 180, "the archive did not turn green by itself")
+    rows = past.acknowledged(host)
+    print(f"red after {red:.0f} s, green {green:.0f} s after the bucket's return, {rows} rows acknowledged")
+    past.archived(host)
+    assert int(past.restored(host, COUNT)) >= rows
+
+
+def test_queue_overflow(host: Host, host_name: str, converged_again: None) -> None:
+    """A bucket that is away for long never fills the disk: WAL is let go, and a backup closes the gap as soon as there is a way."""
+    _converge(host_name, pgbackrest_archive_queue_mb=64)
+    waiting = "SELECT count(*) FROM pg_ls_archive_statusdir() WHERE name ~ '^[0-9A-F]{24}\\.ready$'"
+    with past.writing(host):
+        with past.bucket_away(host_name):
+            for _ in range(12):
+                ask(host, "SELECT pg_switch_wal()")
+                past.wait(lambda: past.acknowledged(host) > 0)
+            past.wait(lambda: int(ask(host, waiting)) <= 4, 300, "the queue was not let go")
+        red = past.wait(lambda: _gap(host) == 1, 180, "the gap was not found")
+        green = past.wait(lambda: _gap(host) == 0, 240, "no backup closed the gap")
+    rows = past.acknowledged(host)
+    print(f"gap found {red:.0f} s after the bucket's return, closed {green:.0f} s later")
+    past.archived(host)
+    assert int(past.restored(host, COUNT)) >= rows
+
+
+def test_second_repository(host: Host, host_name: str, converged_again: None) -> None:
+    """A second repository is one entry more: it begins with a backup, gets every write, and brings all back while the first is away."""
+    _converge(host_name, pgbackrest_repositories=[_repository(), {"type": "posix", "path": SECOND}])
+    assert {each["key"]: each["status"]["code"] for each in past.stanza(host)["repo"]} == {1: 0, 2: 0}
+    with past.writing(host):
+        past.wait(lambda: past.acknowledged(host) > 300)
+    rows = past.acknowledged(host)
+    past.archived(host)
+    with past.bucket_away(host_name):
+        assert int(past.restored(host, COUNT, "--repo=2")) >= rows
+    assert host.run(f"grep --recursive --text --quiet BEGIN {SECOND}").rc == 1, "it is not encrypted"
+
+
+@pytest.fixture(scope="module")
+def other_database(host: Host) -> Iterator[None]:
+    """Have another cluster's past in another folder of the bucket."""
+    run = "timeout 120 runuser -u postgres --"
+    host.check_output(f"rm -rf {OTHER}; {run} /usr/lib/postgresql/17/bin/initdb --pgdata={OTHER} >/dev/null")
+    host.check_output(f"{run} pgbackrest --stanza=main --pg1-path={OTHER} --repo1-path={OTHER_PATH} --no-online stanza-create")
+    yield
+    host.check_output(f"rm -rf {OTHER}")
+
+
+@pytest.mark.parametrize(
+    ("inputs", "words"),
+    [
+        pytest.param(
+            {"pgbackrest_cipher_passphrase": "x" * 40}, "another passphrase than pgbackrest_cipher_passphrase", id="wrong passphrase"
+        ),
+        pytest.param({"pgbackrest_repositories": [_repository(secret_key="w" * 40)]}, "SignatureDoesNotMatch", id="wrong key"),
+        pytest.param({"pgbackrest_repositories": [_repository(bucket="nobody")]}, "bucket nobody", id="missing bucket"),
+        pytest.param({"pgbackrest_repositories": [_repository(ca="")]}, "failed the TLS check", id="unknown authority"),
+        pytest.param(
+            {"pgbackrest_repositories": [_repository(path=OTHER_PATH)]}, "holds the past of another database", id="another database"
+        ),
+    ],
+)
+def test_repository_refused(host: Host, host_name: str, other_database: None, inputs: dict[str, Any], words: str) -> None:
+    """A repository that can't be used, or that holds the past of another database, is refused before the host is touched."""
+    config = host.check_output("sha256sum /etc/pgbackrest/pgbackrest.conf")
+    done = play_on(host_name, PLAYBOOK, "--tags", "preflight,pgbackrest", **inputs)
+    said = " ".join(done.stdout.split())
+    assert done.returncode != 0 and "changed=0" in said, said
+    assert "Nothing was changed" in said and "pgbackrest_repositories has" in said and words in said, said
+    assert "w" * 40 not in said and "x" * 40 not in said
+    assert host.check_output("sha256sum /etc/pgbackrest/pgbackrest.conf") == config
+
+
+def test_interrupted_backup(host: Host) -> None:
+    """A backup that is killed halfway says so in its metrics, harms none that is there, and the next one succeeds."""
+    held = [each["label"] for each in past.stanza(host)["backup"]]
+    kill = "for _ in {1..400}; do pkill --signal KILL --full -- '[p]gbackrest .*--type=full' && exit; sleep 0.05; done; exit 1"
+    host.check_output("systemctl start --no-block holdfast-backup@full.service; exec timeout 60 bash -c %s", kill)
+    past.wait(lambda: host.run("systemctl is-active holdfast-backup@full.service").stdout.strip() != "activating", 60)
+    assert past.metric(host, "backup_full", 'holdfast_backup_success{type="full"}') == 0
+    assert set(held) <= {each["label"] for each in past.stanza(host)["backup"]}
+    host.check_output("timeout 300 systemctl start holdfast-backup@full.service")
+    assert past.metric(host, "backup_full", 'holdfast_backup_success{type="full"}') == 1
+
+
+def test_one_backup_at_a_time(host: Host) -> None:
+    """Two backups that begin at once are made one after the other, and both succeed."""
+    count = len(past.stanza(host)["backup"])
+    done = host.run(
+        "timeout 300 systemctl start holdfast-backup@diff.service & timeout 300 systemctl start holdfast-backup@incr.service && wait $!"
+    )
+    assert done.rc == 0, done.stderr
+    assert len(past.stanza(host)["backup"]) == count + 2
+
+
+def test_backup_by_hand(host: Host, host_name: str) -> None:
+    """playbooks/backup.yml makes a backup now, of the kind that is asked for."""
+    held = past.stanza(host)["backup"]
+    done = play_on(host_name, "playbooks/backup.yml", pgbackrest_backup="diff")
+    assert done.returncode == 0, done.stdout
+    made = past.stanza(host)["backup"][-1]
+    assert made["type"] == "diff" and made["label"] not in {each["label"] for each in held}

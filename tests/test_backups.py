@@ -1,0 +1,82 @@
+"""What the programs of the backups decide: retention, segments, metrics, and what turns the archive red."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+
+from holdfast import archive, metrics
+from holdfast.archive import Seen, Server
+from holdfast.backup import DAY_SECONDS, Repository, kept_fulls
+from holdfast.metrics import Gauge
+
+NOW = 1_800_000_000.0
+
+
+def ended(*days_ago: float) -> list[int]:
+    """Return when full backups ended, oldest first."""
+    return sorted(int(NOW - days * DAY_SECONDS) for days in days_ago)
+
+
+@pytest.mark.parametrize(
+    ("minimum", "days", "fulls", "kept"),
+    [
+        (2, 14, ended(1), 1),
+        (1, 14, ended(3, 10, 17), 3),
+        (1, 14, ended(3, 10, 17, 24), 3),
+        (1, 14, ended(30, 37), 1),
+        (2, 14, ended(30, 37), 2),
+        (4, 7, ended(1, 8, 15, 22, 29), 4),
+        (1, 1, ended(0.1, 0.2, 0.3), 3),
+    ],
+)
+def test_recoverable_for_days(minimum: int, days: int, fulls: list[int], kept: int) -> None:
+    """Kept are a number of full backups, and one that ended before the first of the days."""
+    assert min(kept_fulls(Repository(1, minimum, days), fulls, NOW), len(fulls)) == kept
+
+
+def test_segments_cross_a_log() -> None:
+    """After the last segment of a log comes the first of the next, on the same timeline."""
+    found = list(archive.segments("0000000200000000000000FE", "000000020000000100000001", 16 * 2**20))
+    assert found == ["0000000200000000000000FF", "000000020000000100000000", "000000020000000100000001"]
+
+
+def test_segments_of_another_size() -> None:
+    """A server whose segments are larger has fewer of them in a log."""
+    assert list(archive.segments("00000001000000000000003F", "000000010000000100000000", 64 * 2**20)) == ["000000010000000100000000"]
+
+
+SERVER = Server(0, 0, "000000010000000000000005", NOW, 0, 0, 0, 16 * 2**20)
+GOOD = {1: Seen(backups={"full": NOW})}
+
+
+@pytest.mark.parametrize(
+    ("server", "seen", "gap", "words"),
+    [
+        (Server(7, 61, None, 0, 0, 0, 0, 1), GOOD, False, "7 segments of WAL wait"),
+        (SERVER, {1: Seen(fault="unable to open")}, False, "Repository 1 can't be asked: unable to open"),
+        (SERVER, {**GOOD, 2: Seen()}, False, "Repository 2 has no backup"),
+        (SERVER, GOOD, True, "WAL is missing"),
+    ],
+)
+def test_red(server: Server, seen: dict[int, Seen], gap: bool, words: str) -> None:  # noqa: FBT001  # pytest gives it by name
+    """Each fault turns the archive red, and is one sentence."""
+    (sentence,) = archive.faults(server, seen, gap=gap)
+    assert words in sentence
+
+
+def test_green() -> None:
+    """Where nothing waits and every repository has a backup there is nothing to say."""
+    assert archive.faults(SERVER, GOOD, gap=False) == []
+
+
+def test_metrics_are_read_as_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is written is read again, labels and infinity too, and what others read is never half a file."""
+    monkeypatch.setattr(metrics, "FOLDER", tmp_path)
+    gauge = Gauge("holdfast_a_seconds", "How long it took.", math.inf)
+    metrics.write("sample", [gauge, Gauge("holdfast_b", "Whether.", labelled={(("type", 'a"b'),): 1})])
+    assert metrics.read("sample") == {"holdfast_a_seconds": math.inf, 'holdfast_b{type="a\\"b"}': 1}
+    assert "# TYPE holdfast_a_seconds gauge" in metrics.path_of("sample").read_text()
+    assert [path.name for path in tmp_path.iterdir()] == ["holdfast_sample.prom"]
