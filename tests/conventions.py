@@ -325,12 +325,16 @@ def playbooks_are_contents(root: Path) -> Iterator[str]:
 
 @rule
 def site_has_every_role(root: Path) -> Iterator[str]:
-    """playbooks/site.yml runs every role, preflight first."""
-    plays = load(root / "playbooks" / "site.yml") or []
-    named = [entry.get("role", "") if isinstance(entry, dict) else entry for play in plays for entry in play.get("roles") or []]
+    """playbooks/site.yml runs every role, preflight first, but for those that only another playbook is for."""
+    books = {path.stem: load(path) or [] for path in sorted((root / "playbooks").glob("*.yml"))}
+    listed = {
+        name: [entry.get("role", "") if isinstance(entry, dict) else entry for play in plays for entry in play.get("roles") or []]
+        for name, plays in books.items()
+    }
+    named = listed.get("site", [])
     if named[:1] != ["preflight"]:
         yield "playbooks/site.yml does not begin with preflight."
-    for role in sorted(set(roles(root)) - set(named)):
+    for role in sorted(set(roles(root)) - {role for found in listed.values() for role in found}):
         yield f"playbooks/site.yml lacks the role {role}."
     for role in sorted(set(named) - set(roles(root))):
         yield f"playbooks/site.yml names the role {role}, which is missing."
@@ -351,19 +355,25 @@ def variable_prefixes(root: Path) -> Iterator[str]:
 @rule
 def own_variables_only(root: Path) -> Iterator[str]:
     """No role names another role's variable: the inventory wires them."""
-    everything = {name: role for role in roles(root) for name in options(root, role)}
-    for role in roles(root):
+    names = roles(root)
+    everything = {name: role for role in names for name in options(root, role)}
+    for role in names:
         others = {name: owner for name, owner in everything.items() if owner != role}
-        internal = re.compile(rf"__(?:{'|'.join(sorted(name for name in roles(root) if name != role)) or '-'})_\w+")
         for folder in ("defaults", "handlers", "meta", "tasks", "templates", "vars"):
             for path in sorted((root / "roles" / role / folder).rglob("*")):
                 if not path.is_file():
                     continue
                 for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
                     code = "" if line.lstrip().startswith("#") else line
-                    own = [word for word in re.findall(r"\b[a-z_]\w+\b", code) if word in others or internal.fullmatch(word)]
+                    words = re.findall(r"\b[a-z_]\w+\b", code)
+                    own = [word for word in words if word in others or _internal(names, word) not in (role, "")]
                     if own and not (folder == "meta" and "description" in code):
                         yield f"{path.relative_to(root)}:{number} names {own[0]} of another role: give {role} an input of its own."
+
+
+def _internal(names: list[str], word: str) -> str:
+    """Return the role whose internal a variable is, the one with the longest name; nothing where it is none's."""
+    return max((name for name in names if word.startswith(f"__{name}_")), key=len, default="")
 
 
 @rule

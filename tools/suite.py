@@ -17,6 +17,7 @@ SCENARIOS = (
     "app",
     "pgvector",
     "pgbackrest",
+    "restore",
     "postgresql",
     "firewall",
     "access",

@@ -6,7 +6,7 @@ import argparse
 import logging
 import sys
 
-from holdfast import app, archive, backup, guard, idle
+from holdfast import app, archive, backup, extract, guard, idle, restore
 from holdfast.failure import Failure
 
 
@@ -17,8 +17,10 @@ def main() -> int:
     app.add_parser(commands)
     archive.add_parser(commands)
     backup.add_parser(commands)
+    extract.add_parser(commands)
     guard.add_parser(commands)
     idle.add_parser(commands)
+    restore.add_parser(commands)
     given = parser.parse_args()
     # journald adds the time, and reads the level from the prefix.
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)

@@ -54,7 +54,15 @@ def as_postgres(words: Sequence[str], *, timeout_seconds: float, stdin: str | No
     """
     try:
         return subprocess.run(
-            words, check=False, capture_output=True, text=True, input=stdin or "", timeout=timeout_seconds, cwd="/", **identity()
+            words,
+            check=False,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            input=stdin or "",
+            timeout=timeout_seconds,
+            cwd="/",
+            **identity(),
         )
     except FileNotFoundError as error:
         raise Failure(f"The program {words[0]} is not installed: run `ansible-playbook site.yml`.") from error
@@ -75,6 +83,12 @@ def psql(sql: str, *, database: str = "postgres", socket: str = SOCKETS, timeout
     return done.stdout.strip()
 
 
+def variables(**values: str) -> str:
+    """Return lines that set variables of psql, for the statements after them."""
+    quoted = {name: value.replace("\\", "\\\\").replace("'", "''") for name, value in values.items()}
+    return "".join(f"\\set {name} '{value}'\n" for name, value in quoted.items())
+
+
 def pgbackrest(*words: str, timeout_seconds: float = PGBACKREST_SECONDS) -> str:
     """Run pgBackRest on the stanza, and return what it printed.
 
@@ -93,7 +107,7 @@ def info() -> dict[str, Any]:
     Raises:
         Failure: pgBackRest can't be asked.
     """
-    found: list[dict[str, Any]] = json.loads(pgbackrest("info", "--output=json"))
+    found: list[dict[str, Any]] = json.loads(pgbackrest("info", "--output=json"), strict=False)
     return found[0] if found else {"backup": [], "archive": [], "repo": [], "db": []}
 
 

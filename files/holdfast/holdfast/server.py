@@ -1,0 +1,113 @@
+"""A server of our own on a data directory: it rolls forward, and nobody but us reaches it."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from holdfast import postgres
+from holdfast.failure import Failure
+from holdfast.recovery import BIN
+
+RECOVERY_SECONDS = 24 * 3600
+STOP_SECONDS = 300
+PAUSE_SECONDS = 0.2
+# What it says to us while we ask whether it is ready.
+EARLY = re.compile(r"not yet accepting|not accepting connections|starting up|shutting down|Hot standby mode|Consistent recovery state")
+SERIOUS = re.compile(r"\b(FATAL|PANIC|ERROR):\s+(.*)")
+
+
+class Server:
+    """One server, from start to stop.
+
+    Attributes:
+        socket: folder of its socket, which only the system user postgres may enter.
+    """
+
+    def __init__(self, data: Path, folder: Path, settings: Mapping[str, str]) -> None:
+        """Take a data directory, a folder for the socket and the log, and settings that win over all others."""
+        self.socket = folder
+        self._log = folder / "log"
+        own = {
+            "listen_addresses": "",
+            "unix_socket_directories": str(folder),
+            "port": "5432",
+            "log_destination": "stderr",
+            "logging_collector": "off",
+            "log_line_prefix": "",
+            # What the old host could hold must not keep it from rolling forward.
+            "hot_standby": "off",
+        }
+        options = [word for name, value in {**own, **settings}.items() for word in ("-c", f"{name}={value}")]
+        self._words = [str(BIN / "postgres"), "-D", str(data), *options]
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        """Start it."""
+        who = postgres.identity()
+        self.socket.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if "user" in who:
+            os.chown(self.socket, who["user"], who["group"])
+        with self._log.open("wb") as log:
+            self._process = subprocess.Popen(
+                self._words, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, cwd="/", umask=0o077, **who
+            )
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        """Stop it."""
+        if self._process is not None and self._process.poll() is None:
+            self._process.send_signal(signal.SIGINT)
+            try:
+                self._process.wait(STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                self._process.send_signal(signal.SIGQUIT)
+                self._process.wait(STOP_SECONDS)
+
+    def wait_writable(self) -> None:
+        """Wait until it has rolled forward as far as it was told, and is a server like any other.
+
+        Raises:
+            Failure: it ended before.
+        """
+        deadline = time.monotonic() + RECOVERY_SECONDS
+        while time.monotonic() < deadline:
+            if self._process is None or self._process.poll() is not None:
+                raise Failure(self._reason())
+            try:
+                if postgres.psql("SELECT pg_is_in_recovery()", socket=str(self.socket)) == "f":
+                    return
+            except Failure:
+                pass
+            time.sleep(PAUSE_SECONDS)
+        raise Failure(f"The database had not rolled forward after {RECOVERY_SECONDS} s.")
+
+    def ask(self, sql: str, database: str = "postgres") -> str:
+        """Ask it as its superuser."""
+        return postgres.psql(sql, database=database, socket=str(self.socket), timeout_seconds=RECOVERY_SECONDS)
+
+    def said(self) -> str:
+        """Return its log."""
+        return self._log.read_text(encoding="utf-8", errors="replace")
+
+    def _reason(self) -> str:
+        """Say why it ended, and the way out where that is known."""
+        log = self.said()
+        lines = [found[2] for line in log.splitlines() if not EARLY.search(line) and (found := SERIOUS.search(line))]
+        why = lines[-1].strip() if lines else "it gave no reason"
+        if "recovery ended before configured recovery target was reached" in log:
+            return "The archive ends before the target, so nothing later was ever written or it never reached the repository: take latest."
+        return f"The server ended while it rolled forward: {why}."
+
+
+def remove(folder: Path) -> None:
+    """Remove a server's folder, whatever is in it."""
+    shutil.rmtree(folder, ignore_errors=True)
