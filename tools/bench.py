@@ -11,7 +11,7 @@ import ssl
 import time
 from pathlib import Path
 
-from tools import bucket, demo, engine, host, registry, secrets
+from tools import bench_backup, bucket, demo, engine, host, registry, secrets
 from tools.application import Application
 from tools.playbook import CONTAINER, inventory, play
 from tools.shell import CACHE, ROOT, Failure, run, step
@@ -136,12 +136,14 @@ def main() -> None:
         memory = run(["docker", "exec", "--interactive", NAME, "python3", "-"], stdin=MEMORY).stdout
         with step("Requests"):
             requests = _requests()
+        with step("Backups"):
+            backups = bench_backup.measure(NAME)
         with step("The same run on the host itself"):
             local = _local()
     finally:
         host.down(NAME)
         bucket.down(NAME)
-    text = _report(first, again, local, memory, requests)
+    text = _report(first, again, local, memory, requests, backups)
     REPORT.write_text(text)
     print(text)
 
@@ -170,6 +172,7 @@ def _report(
     local: tuple[float, int, int, dict[str, float]],
     memory: str,
     requests: dict[str, dict[str, str]],
+    backups: list[str],
 ) -> str:
     lines = [
         "# Benchmarks",
@@ -219,6 +222,7 @@ def _report(
         "|---|---|---|---|---|",
         *(f"| {name} | {row['rate']} | {row['p50']} | {row['p99']} | {row['errors']} |" for name, row in requests.items()),
         "",
+        *backups,
     ]
     return "\n".join(lines)
 

@@ -1,0 +1,147 @@
+"""The backups' part of `make bench`: throughput against the disk's own, and what the bucket takes in a day."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tools import bucket
+from tools.shell import Failure, run
+
+# pgbench's scale that makes about 1 GB.
+SCALE = 70
+WATCH_SECONDS = 120
+RATE = 50
+SCRATCH = "/var/lib/postgresql/scratch"
+BENCH = "/usr/lib/postgresql/17/bin/pgbench"
+GOAL_PERCENT = 80
+
+
+@dataclass(frozen=True)
+class Growth:
+    """What was added to the bucket in a day, by what was in some seconds."""
+
+    objects: int
+    megabytes: float
+
+
+@dataclass(frozen=True)
+class Speeds:
+    """What was measured at one size of the database.
+
+    Attributes:
+        megabytes: size of the database.
+        disk: what dd with fdatasync writes, in MB a second.
+        backup: what a full backup reads, in MB a second.
+        restore: what a restore writes, in MB a second.
+        stored: MB that the full backup takes in the bucket.
+        busy_percent: how busy the machine's cores were meanwhile.
+    """
+
+    megabytes: float
+    disk: float
+    backup: float
+    restore: float
+    stored: float
+    busy_percent: float
+
+
+def _on(name: str, *words: str, timeout_seconds: float = 900) -> str:
+    return run(["docker", "exec", name, *words], timeout_seconds=timeout_seconds).stdout.strip()
+
+
+def _as_postgres(name: str, *words: str) -> str:
+    return _on(name, "runuser", "-u", "postgres", "--", *words)
+
+
+def _held(name: str) -> tuple[int, int]:
+    """Count the objects in a host's bucket, and their bytes."""
+    pages = bucket.client(name).get_paginator("list_objects_v2").paginate(Bucket=bucket.BUCKET)
+    sizes = [each["Size"] for page in pages for each in page.get("Contents", [])]
+    return len(sizes), sum(sizes)
+
+
+def _growth(name: str, *, load: bool) -> Growth:
+    before, begun = _held(name), time.monotonic()
+    if load:
+        _as_postgres(name, BENCH, "--no-vacuum", f"--rate={RATE}", "--client=4", f"--time={WATCH_SECONDS}", "bench")
+        time.sleep(15)  # the last segment is switched and sent
+    else:
+        time.sleep(WATCH_SECONDS)
+    after, day = _held(name), 86400 / (time.monotonic() - begun)
+    return Growth(round((after[0] - before[0]) * day), (after[1] - before[1]) * day / 1e6)
+
+
+def _disk(name: str) -> float:
+    """Return what dd writes where the bucket keeps its objects, in MB a second."""
+    said = run(
+        ["docker", "exec", bucket.name_of(name), "sh", "-c",
+         "dd if=/dev/zero of=/data/dd bs=1M count=1024 conv=fdatasync 2>&1; rm /data/dd"],
+        timeout_seconds=300,
+    ).stdout  # fmt: skip
+    found = re.search(r"(\d+) bytes .* copied, ([\d.]+) s", said)
+    if not found:
+        raise Failure(f"dd told no speed: {said}")
+    return int(found[1]) / float(found[2]) / 1e6
+
+
+def _ticks() -> tuple[int, int]:
+    values = [int(word) for word in Path("/proc/stat").read_text().split(maxsplit=9)[1:9]]
+    return sum(values) - values[3] - values[4], sum(values)
+
+
+def _speeds(name: str) -> Speeds:
+    disk = _disk(name)
+    busy, total = _ticks()
+    _on(name, "holdfast", "backup", "full")
+    stanza: dict[str, Any] = json.loads(_as_postgres(name, "pgbackrest", "--stanza=main", "--output=json", "info"))[0]
+    newest = [each for each in stanza["backup"] if each["type"] == "full"][-1]
+    size = newest["info"]["size"] / 1e6
+    seconds = newest["timestamp"]["stop"] - newest["timestamp"]["start"]
+    _on(name, "install", "-d", "-o", "postgres", "-g", "postgres", "-m", "0700", SCRATCH)
+    begun = time.monotonic()
+    _as_postgres(name, "pgbackrest", "--stanza=main", f"--pg1-path={SCRATCH}", "--archive-mode=off", "restore")
+    restore = time.monotonic() - begun
+    busy_after, total_after = _ticks()
+    _on(name, "rm", "-rf", SCRATCH)
+    stored = newest["info"]["repository"]["delta"] / 1e6
+    return Speeds(size, disk, size / max(seconds, 1), size / restore, stored, (busy_after - busy) / (total_after - total) * 100)
+
+
+def measure(name: str) -> list[str]:
+    """Measure on a host that has its bucket, and return the report's section."""
+    idle = _growth(name, load=False)
+    _as_postgres(name, "createdb", "bench")
+    _as_postgres(name, BENCH, "--initialize", f"--scale={SCALE}", "--quiet", "bench")
+    _as_postgres(name, "psql", "--quiet", "--dbname=bench", "--command=CHECKPOINT")
+    speeds = _speeds(name)
+    load = _growth(name, load=True)
+    _as_postgres(name, "dropdb", "bench")
+
+    def share(speed: float) -> str:
+        return f"{speed / speeds.disk * 100:.0f} %"
+
+    return [
+        "## Backups",
+        "",
+        f"A database of {speeds.megabytes:.0f} MB, whose full backup takes {speeds.stored:.0f} MB in the bucket. Host and bucket share",
+        f"the machine's disk and its cores, which were {speeds.busy_percent:.0f} % busy meanwhile.",
+        "",
+        f"| what | MB a second | of the disk's own (goal: {GOAL_PERCENT} %, where the disk is the limit) |",
+        "|---|---|---|",
+        f"| disk (`dd`, `fdatasync`) | {speeds.disk:.0f} | |",
+        f"| full backup (compressed, encrypted, over TLS) | {speeds.backup:.0f} | {share(speeds.backup)} |",
+        f"| restore | {speeds.restore:.0f} | {share(speeds.restore)} |",
+        "",
+        f"What the bucket takes in a day, from {WATCH_SECONDS} s each:",
+        "",
+        "| when | objects a day | MB a day |",
+        "|---|---|---|",
+        f"| idle | {idle.objects} | {idle.megabytes:.0f} |",
+        f"| {RATE} transactions a second (pgbench) | {load.objects} | {load.megabytes:.0f} |",
+        "",
+    ]
