@@ -12,10 +12,10 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PYTHONUNBUFFERED := 1
 
 TOOLS := python3 -m tools
-.PHONY: help demo demo-info demo-shell demo-down secrets test test-role bench lint unit readme lock venv clean
+.PHONY: help demo demo-info demo-shell demo-down secrets recovery-kit recovery-kit-check recover test test-role bench lint unit readme lock venv clean
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo '  ansible-playbook site.yml   bring the production hosts to what the inventory says'
 
 demo: venv ## the whole application on this machine, from nothing, at https://localhost:8443
@@ -32,6 +32,15 @@ demo-down: ## take the demo away again
 
 secrets: venv ## write a random value for every secret that INVENTORY=production lacks
 	@$(TOOLS) secrets $(INVENTORY)
+
+recovery-kit: venv ## write the page that opens the bucket of INVENTORY=production when the host is lost
+	@$(TOOLS) recovery-kit $(INVENTORY)
+
+recovery-kit-check: venv ## prove that KIT=file, and nothing else, opens the bucket
+	@$(TOOLS) recovery-kit-check "$(KIT)" "$(ENDPOINT)"
+
+recover: venv ## bring the inventory and the vault password back with KIT=file
+	@$(TOOLS) recover "$(KIT)" "$(ENDPOINT)"
 
 test: venv ## everything that CI runs
 	@$(TOOLS) test

@@ -22,8 +22,8 @@ RULES: list[Rule] = []
 
 ROLE_FILES = ("README.md", "defaults/main.yml", "meta/argument_specs.yml", "tasks/main.yml", "tasks/preflight.yml")
 ROLE_FOLDERS = {"defaults", "files", "handlers", "meta", "tasks", "templates", "vars"}
-# Formats that know no comment (users.acl is Valkey's, release.json ours).
-WITHOUT_COMMENTS = (".json.j2", ".acl.j2", ".crt.j2", ".key.j2", ".html.j2")
+# Formats that know no comment (users.acl is Valkey's, release.json ours), and the page that a person prints.
+WITHOUT_COMMENTS = (".json.j2", ".acl.j2", ".crt.j2", ".key.j2", ".html.j2", ".txt.j2")
 # Ansible's own, and what an inventory keeps for itself to wire inputs together.
 FOREIGN = re.compile(r"^ansible_|^__")
 DURATION = re.compile(r"(timeout|interval|age|period|delay|ttl|duration|retention|grace|lifetime|wait)(_|$)")

@@ -223,6 +223,25 @@ CASES = [
         ("pgbackrest_repositories has 'backups:/pgbackrest'", "https://127.0.0.1:9", "correct the endpoint"),
         repository(),
     ),
+    Case("dumps never", "offsite", ("offsite_dumps_schedule", "'whenever'", "calendar expression"), {"offsite_dumps_schedule": "whenever"}),
+    Case("copies kept for no day", "offsite", ("offsite_retention_days is 0", "write 1 or more"), {"offsite_retention_days": 0}),
+    Case("folder of no bucket", "offsite", ("offsite_path is 'offsite'", "such as /offsite"), {"offsite_path": "offsite"}),
+    Case("bucket without TLS", "offsite", ("offsite_endpoint is 'http://s3.test'", "TLS only"), {"offsite_endpoint": "http://s3.test"}),
+    Case("copies to a bucket of no name", "offsite", ("offsite_bucket is 'My_Bucket'", "lower-case"), {"offsite_bucket": "My_Bucket"}),
+    Case("copies before their time", "offsite", ("offsite_random_delay_seconds is -1", "0 or more"), {"offsite_random_delay_seconds": -1}),
+    Case("documents of no service", "offsite", ("offsite_documents_bucket", "write both"), {"offsite_documents_endpoint": ""}),
+    Case(
+        "documents without their key",
+        "offsite",
+        ("offsite_documents_bucket is 'documents' without its key", "offsite_documents_access_key"),
+        {"offsite_documents_access_key": ""},
+    ),
+    Case(
+        "documents copied onto themselves",
+        "offsite",
+        ("the bucket that it is copied to", "another bucket"),
+        {"offsite_endpoint": "172.30.0.1:8333", "offsite_bucket": "documents"},
+    ),
     Case("host that is not Debian 13", "system", ("Debian 12", "Debian 13 only", "install the machine anew"), on=OLD_HOST),
 ]
 GOOD = Case("good", "nobody", ())

@@ -6,12 +6,11 @@ import datetime as dt
 import os
 import platform
 import re
-import shutil
 import ssl
 import time
 from pathlib import Path
 
-from tools import bench_backup, bucket, demo, engine, host, registry, secrets
+from tools import bench_backup, bucket, demo, engine, host, packages, registry, secrets
 from tools.application import Application
 from tools.playbook import CONTAINER, inventory, play
 from tools.shell import CACHE, ROOT, Failure, run, step
@@ -116,11 +115,7 @@ def main() -> None:
     """Measure everything on a host of its own, and write the report."""
     engine.ensure()
     registry.ensure()
-    if not shutil.which("wrk"):
-        with step("Install wrk"):
-            quiet = {"DEBIAN_FRONTEND": "noninteractive"}
-            run(["apt-get", "update", "-qq"], root=True, env=quiet)
-            run(["apt-get", "install", "-y", "-qq", "wrk"], root=True, env=quiet)
+    packages.install("wrk", programs=True)
     host.down(NAME)
     bucket.down(NAME)
     try:

@@ -9,6 +9,7 @@ import subprocess
 import time
 from pathlib import Path
 
+from tools import packages
 from tools.shell import CACHE, Failure, run, step
 
 PID_FILE = CACHE / "dockerd.pid"
@@ -36,16 +37,10 @@ def install() -> None:
         missing.discard("docker.io")
     if not KEYRING.exists():
         missing.add("debian-archive-keyring")
-    if not missing:
-        return
-    if not shutil.which("apt-get"):
-        raise Failure(f"Install {', '.join(sorted(missing))}: this machine has no apt-get, so it can't be done for you.")
-    with step(f"Install {', '.join(sorted(missing))}"):
-        quiet = {"DEBIAN_FRONTEND": "noninteractive"}
-        run(["apt-get", "update", "-qq"], root=True, env=quiet)
-        run(["apt-get", "install", "-y", "-qq", "--no-install-recommends", *sorted(missing)], root=True, env=quiet)
-        if "docker.io" in missing:
-            run(["apt-get", "install", "-y", "-qq", "--no-install-recommends", "iptables"], root=True, env=quiet)
+    if "docker.io" in missing:
+        missing.add("iptables")
+    if missing:
+        packages.install(*sorted(missing))
 
 
 def start() -> None:

@@ -18,6 +18,7 @@ SCENARIOS = (
     "pgvector",
     "pgbackrest",
     "restore",
+    "offsite",
     "postgresql",
     "firewall",
     "access",

@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 
+from tools import packages
 from tools.shell import ROOT, Failure, run, step
 
 VENV = ROOT / ".venv"
@@ -32,10 +33,7 @@ def ensure() -> None:
         return
     python = _interpreter()
     if run([python, "-c", "import ensurepip, venv"], check=False).returncode:
-        with step("Install python3-venv"):
-            quiet = {"DEBIAN_FRONTEND": "noninteractive"}
-            run(["apt-get", "update", "-qq"], root=True, env=quiet)
-            run(["apt-get", "install", "-y", "-qq", "python3-venv"], root=True, env=quiet)
+        packages.install("python3-venv")
     with step("Make the virtual environment .venv"):
         shutil.rmtree(VENV, ignore_errors=True)
         run([python, "-m", "venv", VENV])
