@@ -242,6 +242,23 @@ CASES = [
         ("the bucket that it is copied to", "another bucket"),
         {"offsite_endpoint": "172.30.0.1:8333", "offsite_bucket": "documents"},
     ),
+    Case(
+        "drill that systemd can't schedule",
+        "restore_drill",
+        ("restore_drill_schedule is 'each night'", "systemd can't read it", "write a time such as"),
+        {"restore_drill_schedule": "each night"},
+    ),
+    Case(
+        "drill that compares nothing", "restore_drill", ("restore_drill_sample_mb is 0", "write 1 or more"), {"restore_drill_sample_mb": 0}
+    ),
+    Case("drill that fills the disk", "restore_drill", ("restore_drill_spare_mb is 0", "100 or more"), {"restore_drill_spare_mb": 0}),
+    Case(
+        "drill with the host's memory",
+        "restore_drill",
+        ("restore_drill_memory_mb is 9999999", "write at most"),
+        {"restore_drill_memory_mb": 9999999},
+    ),
+    Case("drill without a processor", "restore_drill", ("restore_drill_cpu_percent is 1", "write 10 to"), {"restore_drill_cpu_percent": 1}),
     Case("host that is not Debian 13", "system", ("Debian 12", "Debian 13 only", "install the machine anew"), on=OLD_HOST),
 ]
 GOOD = Case("good", "nobody", ())

@@ -19,6 +19,7 @@ SCENARIOS = (
     "pgbackrest",
     "restore",
     "offsite",
+    "restore_drill",
     "postgresql",
     "firewall",
     "access",

@@ -6,7 +6,7 @@ import argparse
 import logging
 import sys
 
-from holdfast import app, archive, backup, extract, guard, idle, offsite, restore
+from holdfast import app, archive, backup, drill, extract, guard, idle, offsite, restore
 from holdfast.failure import Failure
 
 
@@ -17,6 +17,7 @@ def main() -> int:
     app.add_parser(commands)
     archive.add_parser(commands)
     backup.add_parser(commands)
+    drill.add_parser(commands)
     extract.add_parser(commands)
     guard.add_parser(commands)
     idle.add_parser(commands)

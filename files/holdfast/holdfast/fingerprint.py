@@ -8,7 +8,7 @@ its rows must have the same sum, and none may have gained one.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -69,18 +69,20 @@ def databases() -> list[str]:
     return found
 
 
-def take(database: str, bound: str = "", socket: str = postgres.SOCKETS) -> Fingerprint:
+def take(database: str, bound: str = "", socket: str = postgres.SOCKETS, tables: Sequence[str] | None = None) -> Fingerprint:
     """Take the fingerprint of a database.
 
     Args:
         database: its name.
         bound: cover the same transactions as an earlier one; those that have ended by now where empty.
         socket: folder of the server's socket.
+        tables: cover these only; all of the database's where nothing is given.
 
     Raises:
         Failure: the server refused.
     """
-    tables: list[str] = json.loads(postgres.psql(TABLES, database=database, socket=socket))
+    if tables is None:
+        tables = json.loads(postgres.psql(TABLES, database=database, socket=socket))
     # All in one snapshot, the bound first.
     first = f"SELECT '{bound}' AS bound \\gset" if bound else f"SELECT ({BOUND}) AS bound \\gset"
     statements = [first, "\\echo :bound", *map(_hashes, tables)]
