@@ -153,10 +153,9 @@ class Archive:
 
     def timeline_at(self, moment: float) -> int:
         """Return the timeline that was written on at a moment."""
-        timeline = self.newest_timeline()
-        while moment < self.begun.get(timeline, 0) and self.ancestors.get(timeline):
-            timeline = self.ancestors[timeline][-1][0]
-        return timeline
+        # A restore that was taken back had a timeline of its own as long as it lasted.
+        begun = dict.fromkeys((each.timeline for each in self.backups), 0.0) | self.begun
+        return max((timeline for timeline, since in begun.items() if since <= moment), default=min(begun, default=1))
 
     def on_the_way(self, timeline: int) -> list[Backup]:
         """Return the backups from which WAL leads to a timeline."""
