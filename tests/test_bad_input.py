@@ -26,6 +26,7 @@ HOST = "holdfast-badinput"
 OLD_HOST = "holdfast-badinput-old"
 DIGEST = "sha256:" + "0" * 64
 KEY = f"ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAI{'x' * 43} somebody"
+COPIES = {"endpoint": "127.0.0.1:9", "bucket": "backups", "access_key": "k", "ca": "", "path": "/pgbackrest"}
 MINE = "b52d8c0e4f7a4c1f9a6d3e2b1c0f9e8d"
 
 
@@ -390,9 +391,9 @@ def machine() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def base() -> dict[str, Any]:
-    """The demo's inventory with secrets, images of a registry that nobody asks, and backups in a folder."""
+    """The demo's inventory with secrets; nobody asks its registry or the bucket of its copies, and backups go to a folder."""
     images = {name: f"r.test/{name}@{DIGEST}" for name in ("backend", "frontend")}
-    backups = {"pgbackrest_repositories": [{"type": "posix", "path": "/srv/backups"}]}
+    backups = {"pgbackrest_repositories": [{"type": "posix", "path": "/srv/backups"}], "__offsite_repository": COPIES}
     return {**inputs("demo"), **backups, "app_images": images, "access_admins": [{"name": "admin", "keys": [KEY]}], **secrets()}
 
 

@@ -17,6 +17,7 @@ from ansible.vars.reserved import get_reserved_names
 PLACEHOLDER = re.compile(r"\bexample\.(?:com|org|net)\b|\bCHANGE[_-]?ME\b|\bREPLACE[_-]?ME\b|<[a-z_ -]+>", re.IGNORECASE)
 # Upstream: NIST SP 800-63B asks for 8 characters of what a person picks; these are made by a machine and guard a host.
 SECRET_LENGTH = 16
+TEMPLATE = re.compile(r"\{[{%].*", re.DOTALL)
 KINDS = {
     "str": "text",
     "path": "a path",
@@ -55,7 +56,7 @@ class ActionModule(ActionBase):
             found |= self._check_role(all_specs.get(role, {}), variables)
         found = {name: text for name, text in found.items() if text}
         # A value that is made from a bad one is not a second fault.
-        own = [text for name, text in found.items() if not _mentions(variables.get(name), found.keys() - {name})]
+        own = [text for name, text in found.items() if not _made_from(name, found.keys() - {name}, variables)]
         faults = [*_unknown(variables, all_specs), *own]
         if faults:
             result["failed"] = True
@@ -127,9 +128,17 @@ def _unknown(variables: dict[str, Any], specs: dict[str, dict[str, Any]]) -> Ite
         yield f"{name} is unknown: {way}"
 
 
-def _mentions(value: Any, names: set[str]) -> bool:
-    """Say whether a value, as it is written, is a template of one of these variables."""
-    return any(re.search(rf"\{{[{{%].*\b{name}\b", text, re.DOTALL) for text in _strings(value) for name in names)
+def _made_from(name: str, others: set[str], variables: dict[str, Any]) -> bool:
+    """Say whether a variable, as it is written, is a template of one of the others, be it by way of internals (`__x`)."""
+    followed = waiting = {name}
+    while waiting:
+        texts = [text for each in waiting for text in _strings(variables.get(each))]
+        mentioned = {word for text in texts for part in TEMPLATE.findall(text) for word in re.findall(r"\w+", part)}
+        if mentioned & others:
+            return True
+        waiting = {word for word in mentioned if word.startswith("__")} - followed
+        followed = followed | waiting
+    return False
 
 
 def _strings(value: Any) -> Iterator[str]:
