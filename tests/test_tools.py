@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tools import lint, readme, shell
+from tools import lint, readme, shell, suite
 from tools.shell import Failure, run
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -173,3 +173,10 @@ def test_failed_check_returns_what_it_printed() -> None:
 def test_missing_linter_is_named() -> None:
     with pytest.raises(Failure, match=r"no-such-linter is missing in \.venv: run `make venv`"):
         lint.perform(lint.Check("x", [["no-such-linter"]]))
+
+
+def test_a_log_says_why_it_ended() -> None:
+    """The summary of a run names the tests and tasks that failed, though Ansible's recap comes after them."""
+    log = '"FAILED files/promises/test_valkey.py::test_answers - assert 1 == 2",\nfatal: [a]: FAILED! => {}\nok: [a]\nRECAP\n'
+    assert suite.reasons(log) == ['"FAILED files/promises/test_valkey.py::test_answers - assert 1 == 2",', "fatal: [a]: FAILED! => {}"]
+    assert suite.reasons("ok\n") == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -36,6 +37,10 @@ SCENARIOS = (
 AT_A_TIME = 2
 SCENARIO_SECONDS = 1800
 LOGS = CACHE / "logs"
+# What says why a job failed, in pytest's words and in Ansible's; a log's tail often shows only what came after.
+REASON = re.compile(r"^\s*\"?(?:FAILED |ERROR |fatal: |E  )")
+REASONS_SHOWN = 12
+REASON_WIDTH = 300
 
 
 def scenario(name: str) -> None:
@@ -68,7 +73,7 @@ def _logged(name: str, words: list[str | Path], seconds: float) -> Callable[[], 
     """Make a job that runs a program into a log file, and answers with nothing, or with why it failed."""
 
     def job() -> str:
-        log = LOGS / f"{name.replace(' ', '-')}.log"
+        log = LOGS / _log_name(name)
         begun = time.monotonic()
         say(f"{name} …")
         fault = ""
@@ -79,10 +84,20 @@ def _logged(name: str, words: list[str | Path], seconds: float) -> Callable[[], 
                 fault = "\n".join(done.stdout.strip().splitlines()[-60:])
         except Failure as failure:
             fault = str(failure)
+            log.write_text(fault)
         say(f"{name}: {'FAILED' if fault else 'passed'} after {time.monotonic() - begun:.0f} s ({log.relative_to(ROOT)})")
         return fault
 
     return job
+
+
+def _log_name(name: str) -> str:
+    return f"{name.replace(' ', '-')}.log"
+
+
+def reasons(log: str) -> list[str]:
+    """The last lines of a log that say why it ended badly, each cut to one line of a screen or two."""
+    return [line.strip()[:REASON_WIDTH] for line in log.splitlines() if REASON.match(line)][-REASONS_SHOWN:]
 
 
 def everything() -> int:
@@ -116,6 +131,8 @@ def everything() -> int:
     judge({"demo": _logged("demo", [VENV_BIN / "pytest", "--verbose", "molecule/demo"], 1500)}, 1)
     for name, fault in faults.items():
         print(f"\n{'=' * 20} {name} {'=' * 20}\n{fault}")
+    for name in faults:
+        print("\n".join([f"\n{name} failed:", *reasons((LOGS / _log_name(name)).read_text())]))
     minutes = (time.monotonic() - begun) / 60
     print(f"\n{minutes:.1f} minutes; logs are in {LOGS.relative_to(ROOT)}\n{count - len(faults)} passed, {len(faults)} failed")
     return 1 if faults else 0
