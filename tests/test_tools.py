@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tools import lint, readme, shell, suite
+from tools import lint, page, readme, shell, suite
 from tools.shell import Failure, run
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -180,3 +180,11 @@ def test_a_log_says_why_it_ended() -> None:
     log = '"FAILED files/promises/test_valkey.py::test_answers - assert 1 == 2",\nfatal: [a]: FAILED! => {}\nok: [a]\nRECAP\n'
     assert suite.reasons(log) == ['"FAILED files/promises/test_valkey.py::test_answers - assert 1 == 2",', "fatal: [a]: FAILED! => {}"]
     assert suite.reasons("ok\n") == []
+
+
+def test_commands_of_a_page(tmp_path: Path) -> None:
+    """A section's commands come one a line, joined where a line goes on, and no other section's."""
+    text = "## One\n\n1. Do:\n\n   ```sh\n   a b \\\n       c\n   d\n   ```\n\n```yaml\nno: command\n```\n\n## Two\n\n```sh\ne\n```\n"
+    (tmp_path / "page.md").write_text(text, encoding="utf-8")
+    assert page.commands(tmp_path / "page.md", "One") == ["a b c", "d"]
+    assert page.commands(tmp_path / "page.md", "Two") == ["e"]
