@@ -18,6 +18,7 @@ SCENARIOS = (
     "app",
     "pgvector",
     "pgbackrest",
+    "accidents",
     "restore",
     "offsite",
     "restore_drill",

@@ -28,6 +28,7 @@ WANTED_AGAIN_SECONDS = 600
 LATE_SECONDS = 45
 ANSWER_SECONDS = 15
 SEGMENT = re.compile(r"^[0-9A-F]{24}$")
+REFUSAL = re.compile(r"<Code>(\w+)</Code>\s*<Message>([^<]*)<")
 QUESTION = """
     SELECT json_build_object(
         'ready', (SELECT count(*) FROM pg_ls_archive_statusdir() WHERE name ~ '^[0-9A-F]{24}\\.ready$'),
@@ -121,6 +122,14 @@ def _wanted(state: State, server: Server) -> list[str]:
     return list(segments(state.complete, last, server.segment_bytes))
 
 
+def _fault(stanza: dict[str, Any]) -> str:
+    """Return why a repository can't be asked, in the object store's own words where it gave some."""
+    own = [each["status"]["message"] for each in stanza.get("repo", []) if each["status"]["code"]]
+    said = " ".join((own or [stanza["status"]["message"]])[0].split())
+    found = REFUSAL.search(said)
+    return f"{found[1]}, {found[2].rstrip('.')}" if found else postgres.reason(said).rstrip(".")
+
+
 def _look(key: int, wanted: list[str]) -> Seen:
     """Ask one repository for its backups, and for segments."""
     options = (f"--repo={key}", f"--io-timeout={ANSWER_SECONDS}")
@@ -129,7 +138,7 @@ def _look(key: int, wanted: list[str]) -> Seen:
         stanzas: list[dict[str, Any]] = json.loads(said)
         stanza: dict[str, Any] = stanzas[0] if stanzas else {"status": {"code": 1, "message": "it holds no stanza"}}
         if stanza["status"]["code"] not in (0, 2):
-            return Seen(fault=stanza["status"]["message"])
+            return Seen(fault=_fault(stanza))
         backups: dict[str, float] = {}
         for each in stanza["backup"]:
             if not each["error"]:

@@ -95,15 +95,27 @@ def kept_fulls(repository: Repository, ended: list[int], now: float) -> int:
     return max(repository.min_full_backups, min(within + 1, len(ended)), 1)
 
 
-def _expire(repository: Repository) -> None:
-    count = kept_fulls(repository, fulls(postgres.info(), repository.key), time.time())
+def _refuse_damaged(found: dict[str, Any], key: int) -> None:
+    """Refuse a newest backup that pgBackRest made though pages of it are damaged; what is older is kept."""
+    newest = max((each for each in found["backup"] if each["database"]["repo-key"] == key), key=lambda each: int(each["timestamp"]["stop"]))
+    if newest["error"]:
+        raise Failure(
+            f"the backup {newest['label']} was made of pages whose checksums are wrong, so an older one has to be restored "
+            "(docs/recovery.md, A page is damaged)."
+        )
+
+
+def _expire(repository: Repository, found: dict[str, Any]) -> None:
+    count = kept_fulls(repository, fulls(found, repository.key), time.time())
     option = f"--repo{repository.key}-retention-full"
     postgres.pgbackrest("expire", f"--repo={repository.key}", f"{option}-type=count", f"{option}={count}")
 
 
 def _back_up(kind: str, repository: Repository) -> None:
     postgres.pgbackrest("backup", f"--repo={repository.key}", f"--type={kind}", "--no-expire-auto", timeout_seconds=BACKUP_SECONDS)
-    _expire(repository)
+    found = postgres.info()
+    _refuse_damaged(found, repository.key)
+    _expire(repository, found)
 
 
 def run(kind: str, keys: Collection[int] = ()) -> None:
@@ -125,7 +137,7 @@ def run(kind: str, keys: Collection[int] = ()) -> None:
         _record(kind, begun, success=not faults)
     if faults:
         raise Failure(
-            f"The {kind} backup failed; {'; '.join(faults)} See docs/bucket.md for a bucket that refuses, then `holdfast backup {kind}`."
+            f"The {kind} backup failed; {'; '.join(faults)} Where a bucket refuses, docs/bucket.md says why; then `holdfast backup {kind}`."
         )
     log.info("The %s backup took %.0f s", kind, time.time() - begun)
 
