@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 
 import pytest
 
-from holdfast import archive, metrics
+from holdfast import archive, backup, metrics, postgres
 from holdfast.archive import Seen, Server
 from holdfast.backup import DAY_SECONDS, Repository, kept_fulls
+from holdfast.failure import Failure
 from holdfast.metrics import Gauge
 
 NOW = 1_800_000_000.0
@@ -65,6 +67,32 @@ def test_red(server: Server, seen: dict[int, Seen], gap: bool, words: str) -> No
     """Each fault turns the archive red, and is one sentence."""
     (sentence,) = archive.faults(server, seen, gap=gap)
     assert words in sentence
+
+
+def test_refusal_is_told_in_the_bucket_s_own_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a long answer, the object store's code and reason are what a person reads."""
+    answer = "HTTP request failed with 403: *** <Error><Code>RequestTimeTooSkewed</Code><Message>Too large.</Message></Error>"
+    stanza = {"status": {"code": 99, "message": "other"}, "repo": [{"status": {"code": 99, "message": f"[ProtocolError]\n{answer}"}}]}
+    monkeypatch.setattr(postgres, "pgbackrest", lambda *words, timeout_seconds: json.dumps([stanza]))
+    assert archive.look(1, []).fault == "RequestTimeTooSkewed, Too large"
+
+
+@pytest.mark.parametrize("error", [False, True])
+def test_backup_of_damaged_pages_fails(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: bool) -> None:  # noqa: FBT001
+    """A backup in which pgBackRest met a wrong checksum has failed, and nothing older expires."""
+    called: list[str] = []
+    made = {"label": "new", "error": error, "type": "full", "timestamp": {"stop": 5}, "database": {"repo-key": 1}}
+    monkeypatch.setattr(postgres, "pgbackrest", lambda *words, **_: called.append(words[0]))
+    monkeypatch.setattr(postgres, "info", lambda: {"backup": [made]})
+    monkeypatch.setattr(backup, "repositories", lambda: [Repository(1, 1, 1)])
+    monkeypatch.setattr(backup, "LOCK", tmp_path)
+    monkeypatch.setattr(metrics, "FOLDER", tmp_path)
+    if error:
+        with pytest.raises(Failure, match="pages whose checksums are wrong"):
+            backup.run("full")
+    else:
+        backup.run("full")
+    assert called == (["backup"] if error else ["backup", "expire"])
 
 
 def test_green() -> None:

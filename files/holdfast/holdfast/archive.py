@@ -130,12 +130,12 @@ def _fault(stanza: dict[str, Any]) -> str:
     return f"{found[1]}, {found[2].rstrip('.')}" if found else postgres.reason(said).rstrip(".")
 
 
-def _look(key: int, wanted: list[str]) -> Seen:
+def look(key: int, wanted: list[str]) -> Seen:
     """Ask one repository for its backups, and for segments."""
     options = (f"--repo={key}", f"--io-timeout={ANSWER_SECONDS}")
     try:
         said = postgres.pgbackrest("info", "--output=json", *options, timeout_seconds=ANSWER_SECONDS * 2)
-        stanzas: list[dict[str, Any]] = json.loads(said)
+        stanzas: list[dict[str, Any]] = json.loads(said, strict=False)
         stanza: dict[str, Any] = stanzas[0] if stanzas else {"status": {"code": 1, "message": "it holds no stanza"}}
         if stanza["status"]["code"] not in (0, 2):
             return Seen(fault=_fault(stanza))
@@ -262,7 +262,7 @@ def run() -> list[str]:
         wanted = _wanted(before, server)
         keys = [each.key for each in repositories()]
         with ThreadPoolExecutor(len(keys)) as pool:
-            seen = dict(zip(keys, pool.map(lambda key: _look(key, wanted), keys), strict=True))
+            seen = dict(zip(keys, pool.map(lambda key: look(key, wanted), keys), strict=True))
         after = _next(before, server, seen, wanted, now)
         fresh = STATE.with_suffix(".new")
         fresh.write_text(json.dumps(asdict(after)), encoding="utf-8")
