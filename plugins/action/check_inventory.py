@@ -27,6 +27,8 @@ KINDS = {
     "list": "a list",
     "dict": "a mapping of names to values (dict)",
 }
+# What Ansible makes of the part after the blank in `-e NAME='VALUE VALUE'`, and the input whose role puts it together again.
+SPLIT = {"_raw_params": "restore_target"}
 # Variables that Ansible, or a tool that calls it, puts into every play.
 FOREIGN = re.compile(
     r"^(ansible_|molecule_|inventory_|role_|playbook_dir|group_names$|groups$|hostvars$|omit$|play_hosts$|environment$|vars$|discovered_)"
@@ -121,6 +123,8 @@ def _unknown(variables: dict[str, Any], specs: dict[str, dict[str, Any]]) -> Ite
     known = {name for options in specs.values() for name in options}
     reserved = get_reserved_names()
     for name in sorted(variables):
+        if variables.get(SPLIT.get(name, "")):
+            continue
         if name in known or name in reserved or name.startswith("__") or FOREIGN.match(name):
             continue
         close = difflib.get_close_matches(name, known, n=1, cutoff=0.75)
