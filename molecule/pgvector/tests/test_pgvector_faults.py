@@ -163,13 +163,26 @@ def test_old_extension_is_upgraded(host: Host) -> None:
     assert ask(host, "SELECT ARRAY[0, 2]::sparsevec") == "{2:2}/2"
 
 
+def _repack(host: Host, version: str, new: str) -> str:
+    """Make the server's package anew under a later version, for weeks in which the archive has only one; return its path."""
+    path = f"/root/repacked/postgresql-17_{new}.deb"
+    host.check_output(f"""mkdir /root/repacked && cd /root/repacked && timeout 120 apt-get download --quiet=2 postgresql-17={version}
+        dpkg-deb --raw-extract postgresql-17_*.deb tree && sed --in-place 's/^Version: .*/Version: {new}/' tree/DEBIAN/control
+        dpkg-deb -Zgzip -z1 --root-owner-group --build tree {path} && rm --recursive tree""")
+    return path
+
+
 def test_minor_upgrade_of_the_server(host: Host) -> None:
     """After a minor upgrade of PostgreSQL the search works with the same package, and the next run changes nothing."""
     _make_table(host)
     before, package = _version(host), host.package("holdfast-pgvector").version
     host.check_output("rm /etc/apt/preferences.d/molecule.pref")
-    host.check_output("DEBIAN_FRONTEND=noninteractive timeout 300 apt-get install --quiet=2 --yes --only-upgrade postgresql-17")
     candidate = host.check_output("apt-cache policy postgresql-17 | sed --quiet 's/^  Candidate: //p'")
+    upgrade = "--only-upgrade postgresql-17"
+    if candidate == before:
+        candidate = f"{before}+molecule1"
+        upgrade = _repack(host, before, candidate)
+    host.check_output(f"DEBIAN_FRONTEND=noninteractive timeout 300 apt-get install --quiet=2 --yes {upgrade}")
     assert _version(host) == candidate
     assert host.run(f"dpkg --compare-versions {before} lt {candidate}").rc == 0
     assert ask(host, "SHOW server_version").split()[0] == candidate.split("-")[0]
