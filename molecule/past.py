@@ -53,7 +53,8 @@ def wait(question: Callable[[], object], seconds: float = PATIENCE_SECONDS, said
 
 def acknowledged(host: Host) -> int:
     """Return the number of the last row that the server acknowledged to the writer."""
-    return int(host.check_output(f"tail -n 1 {ACKNOWLEDGED}") or 0)
+    # Before its first row the writer has no file.
+    return int(host.run(f"tail -n 1 {ACKNOWLEDGED}").stdout or 0)
 
 
 @contextmanager

@@ -23,7 +23,8 @@ TOPIC = "archive"
 STATE = Path("/var/lib/holdfast-archive/state.json")
 # A unit watches it, and makes a backup when it is written.
 WANTED = Path("/var/lib/holdfast-archive/backup-wanted")
-WANTED_AGAIN_SECONDS = 600
+# The first may fail: what it needs archived can still wait in the queue.
+WANTED_AGAIN_SECONDS = 120
 # Two runs of the timer later it is known, and two minutes have not passed.
 LATE_SECONDS = 45
 ANSWER_SECONDS = 15

@@ -196,14 +196,16 @@ def test_refused_repository_of_another_cluster(host: Host) -> None:
     """The past of another cluster is never restored over this one."""
     other, data = "/var/lib/postgresql/other-repository", "/var/lib/postgresql/other"
     as_postgres = "timeout 120 runuser -u postgres --"
+    # The live server's archiving holds the ordinary locks every now and then.
+    apart = f"--lock-path={other}-locks"
     host.check_output(f"{as_postgres} /usr/lib/postgresql/17/bin/initdb --no-sync {data}")
     try:
         with _instead(host, CONF, f"sed -i 's,^repo1-path=.*,repo1-path={other},; s,^pg1-path=.*,pg1-path={data},' {CONF}"):
-            host.check_output(f"{as_postgres} pgbackrest --stanza=main --no-online stanza-create")
-            host.check_output(f"{as_postgres} pgbackrest --stanza=main --no-online --type=full backup")
+            host.check_output(f"{as_postgres} pgbackrest --stanza=main {apart} --no-online stanza-create")
+            host.check_output(f"{as_postgres} pgbackrest --stanza=main {apart} --no-online --type=full backup")
             assert "holds the past of another database (system identifier" in _refused(host, "plan", "latest")
     finally:
-        host.check_output(f"rm -rf {other} {data}")
+        host.check_output(f"rm -rf {other} {other}-locks {data}")
 
 
 def test_refused_disk(host: Host) -> None:
