@@ -1,4 +1,4 @@
-"""What the scenarios of the backups share: a writer that counts acknowledged rows, a look into a restored copy, the bucket cut off."""
+"""What the scenarios of the backups share: a look into a restored copy, the bucket cut off."""
 
 from __future__ import annotations
 
@@ -19,9 +19,6 @@ from tools.shell import run
 SCRATCH = "/var/lib/postgresql/scratch"
 BIN = "/usr/lib/postgresql/17/bin"
 METRICS = "/var/lib/prometheus/node-exporter"
-WRITER = "test-writer.service"
-ACKNOWLEDGED = "/var/lib/postgresql/acknowledged"
-WRITER_SECONDS = 600
 PATIENCE_SECONDS = 120
 
 
@@ -49,30 +46,6 @@ def wait(question: Callable[[], object], seconds: float = PATIENCE_SECONDS, said
         assert time.monotonic() - begun < seconds, f"{said} in {seconds:.0f} s"
         time.sleep(1)
     return time.monotonic() - begun
-
-
-def acknowledged(host: Host) -> int:
-    """Return the number of the last row that the server acknowledged to the writer."""
-    # Before its first row the writer has no file.
-    return int(host.run(f"tail -n 1 {ACKNOWLEDGED}").stdout or 0)
-
-
-@contextmanager
-def writing(host: Host) -> Iterator[None]:
-    """Commit numbered rows of 2 kB, about a hundred a second, one after the other, and note each that the server acknowledges."""
-    ask(host, "DROP TABLE IF EXISTS written; CREATE TABLE written (id int PRIMARY KEY, body text)")
-    row = "INSERT INTO written SELECT $i, repeat(md5($i::text), 64) RETURNING id;"
-    feed = f'i=0; while sleep 0.01; do i=$((i + 1)); echo "{row}"; done'
-    psql = "stdbuf --output=L psql --no-psqlrc --quiet --tuples-only --no-align --set ON_ERROR_STOP=1 --dbname smart_audit"
-    script = f"({feed}) | {psql} > {ACKNOWLEDGED}"
-    host.check_output(
-        "systemd-run --quiet --collect --unit=%s --uid=postgres --property=RuntimeMaxSec=%s bash -c %s", WRITER, str(WRITER_SECONDS), script
-    )
-    try:
-        wait(lambda: acknowledged(host) > 100, said="nothing was written")
-        yield
-    finally:
-        host.run(f"timeout 30 systemctl stop {WRITER}")
 
 
 def restored(host: Host, question: str, *options: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ RATE = 50
 SCRATCH = "/var/lib/postgresql/scratch"
 BENCH = "/usr/lib/postgresql/17/bin/pgbench"
 GOAL_PERCENT = 80
+# What runs beside the requests; each lasts longer than they do.
+BESIDE = {"a full backup": "holdfast-backup@full.service", "a restore drill": "holdfast-drill.service"}
 
 
 @dataclass(frozen=True)
@@ -112,14 +115,40 @@ def _speeds(name: str) -> Speeds:
     return Speeds(size, disk, size / max(seconds, 1), size / restore, stored, (busy_after - busy) / (total_after - total) * 100)
 
 
-def measure(name: str) -> list[str]:
-    """Measure on a host that has its bucket, and return the report's section."""
+def _effects(name: str, p99: Callable[[], float]) -> list[str]:
+    """Measure requests alone and beside each unit, and return the rows of the report."""
+    alone = p99()
+    rows = [f"| nothing | {alone:.0f} | |"]
+    for what, unit in BESIDE.items():
+        _on(name, "systemctl", "start", "--no-block", unit)
+        slowed = p99()
+        still = _on(name, "systemctl", "show", "--property=ActiveState", "--value", unit) == "activating"
+        _on(
+            name,
+            "timeout",
+            "900",
+            "sh",
+            "-c",
+            f"while systemctl show --property=ActiveState --value {unit} | grep -q activating; do sleep 1; done",
+        )
+        rows.append(f"| {what}{'' if still else ' (it had ended before the requests did)'} | {slowed:.0f} | {slowed / alone:.2f} |")
+    return rows
+
+
+def measure(name: str, p99: Callable[[], float]) -> list[str]:
+    """Measure on a host that has its bucket, and return the report's section.
+
+    Args:
+        name: the host.
+        p99: what measures the application's requests, in milliseconds.
+    """
     idle = _growth(name, load=False)
     _as_postgres(name, "createdb", "bench")
     _as_postgres(name, BENCH, "--initialize", f"--scale={SCALE}", "--quiet", "bench")
     _as_postgres(name, "psql", "--quiet", "--dbname=bench", "--command=CHECKPOINT")
     speeds = _speeds(name)
     load = _growth(name, load=True)
+    effects = _effects(name, p99)
     _as_postgres(name, "dropdb", "bench")
 
     def share(speed: float) -> str:
@@ -143,5 +172,11 @@ def measure(name: str) -> list[str]:
         "|---|---|---|",
         f"| idle | {idle.objects} | {idle.megabytes:.0f} |",
         f"| {RATE} transactions a second (pgbench) | {load.objects} | {load.megabytes:.0f} |",
+        "",
+        "Requests (list of documents, as above) beside what reads or restores that database:",
+        "",
+        "| beside | p99 in ms | ratio |",
+        "|---|---|---|",
+        *effects,
         "",
     ]
