@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from pathlib import Path
 
 import pytest
@@ -75,6 +76,42 @@ def test_refusal_is_told_in_the_bucket_s_own_words(monkeypatch: pytest.MonkeyPat
     stanza = {"status": {"code": 99, "message": "other"}, "repo": [{"status": {"code": 99, "message": f"[ProtocolError]\n{answer}"}}]}
     monkeypatch.setattr(postgres, "pgbackrest", lambda *words, timeout_seconds: json.dumps([stanza]))
     assert archive.look(1, []).fault == "RequestTimeTooSkewed, Too large"
+
+
+BACKUP = "stanza: main\nstatus: error\n  backup: 20261126-012332F, status: invalid, total files checked: 1265, total valid files: 1264"
+ARCHIVE = "stanza: main\nstatus: error\n  archiveId: 17-1, total WAL checked: 13, total valid WAL: 12\n    other: 1"
+
+
+@pytest.mark.parametrize(
+    ("said", "found"),
+    [
+        ("", []),
+        (BACKUP, ["1 of 1265 files of the backup 20261126-012332F are damaged or gone"]),
+        (ARCHIVE, ["1 of 13 segments of the archive 17-1 are damaged or gone"]),
+        ("stanza: main\nstatus: error\n  no archives exist", ["pgBackRest says: stanza: main status: error no archives exist"]),
+    ],
+)
+def test_what_is_damaged(said: str, found: list[str]) -> None:
+    """What pgBackRest finds in a repository is told as a sentence; what it says in other words is handed on."""
+    assert backup.damages(said) == found
+
+
+@pytest.mark.parametrize(("said", "last"), [("", NOW), (BACKUP, NOW - 7 * DAY_SECONDS)])
+def test_verified(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, said: str, last: float) -> None:
+    """A proof that fails leaves the time of the last one that did not."""
+    name = 'holdfast_repository_verified_timestamp_seconds{repository="1"}'
+    monkeypatch.setattr(postgres, "pgbackrest", lambda *words, **_: said)
+    monkeypatch.setattr(backup, "repositories", lambda: [Repository(1, 1, 1)])
+    monkeypatch.setattr(backup, "LOCK", tmp_path)
+    monkeypatch.setattr(metrics, "FOLDER", tmp_path)
+    (tmp_path / "holdfast_verify.prom").write_text(f"{name} {NOW - 7 * DAY_SECONDS}\n")
+    monkeypatch.setattr(time, "time", lambda: NOW)
+    if said:
+        with pytest.raises(Failure, match="repository 1: 1 of 1265 files"):
+            backup.verify()
+    else:
+        backup.verify()
+    assert metrics.read("verify") == {name: last, 'holdfast_repository_sound{repository="1"}': float(not said)}
 
 
 @pytest.mark.parametrize("error", [False, True])

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from testinfra.host import Host
 
-KINDS = ("full", "diff", "incr")
+TIMERS = ("full", "diff", "incr", "verify")
 LOSS_SECONDS = 15
 # The longest time without a backup of any kind by the schedule of the defaults, with its random delay and time to make it.
 BACKUP_AGE_SECONDS = 26 * 3600
@@ -72,9 +72,9 @@ def test_secrets_are_kept(host: Host) -> None:
     assert (file.user, file.group, file.mode) == ("root", "postgres", 0o640)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", TIMERS)
 def test_on_timer(host: Host, kind: str) -> None:
-    """Full, differential and incremental backups have a timer that makes up for what was missed while the host was off."""
+    """Full, differential and incremental backups, and the proof of all of them, have a timer that makes up for what was missed while off."""
     assert host.service("holdfast-backups.target").is_enabled
     timer = f"holdfast-backup@{kind}.timer"
     told = host.check_output(f"systemctl show --property ActiveState,Persistent,NextElapseUSecRealtime {timer}")

@@ -146,7 +146,8 @@ def look(key: int, wanted: list[str]) -> Seen:
                 backups[each["type"]] = max(backups.get(each["type"], 0), float(each["timestamp"]["start"]))
         return Seen(backups=backups, missing=_missing(stanza["archive"], wanted, options))
     except (Failure, ValueError, KeyError) as error:
-        return Seen(fault=str(error))
+        # What quotes it ends the sentence.
+        return Seen(fault=str(error).rstrip("."))
 
 
 def _missing(archives: list[dict[str, Any]], wanted: list[str], options: tuple[str, ...]) -> list[str]:

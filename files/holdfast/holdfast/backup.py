@@ -1,4 +1,4 @@
-"""`holdfast backup TYPE`: one backup of the database to every repository, then what retention no longer asks for goes."""
+"""`holdfast backup TYPE`: one backup of the database to every repository, then what retention no longer asks for goes; or a proof of what they hold."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import fcntl
 import json
 import logging
 import os
+import re
 import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -23,6 +24,11 @@ SETTINGS = Path("/etc/pgbackrest/holdfast.json")
 LOCK = Path("/run/pgbackrest")
 BACKUP_SECONDS = 24 * 3600
 DAY_SECONDS = 86400
+# What `pgbackrest verify` says of a backup, and of the segments of one archive.
+VERIFIED = {
+    "files of the backup": re.compile(r"backup: (\S+), .*total files checked: (\d+), total valid files: (\d+)"),
+    "segments of the archive": re.compile(r"archiveId: (\S+), .*total WAL checked: (\d+), total valid WAL: (\d+)"),
+}
 
 log = logging.getLogger("holdfast.backup")
 
@@ -159,6 +165,58 @@ def _record(kind: str, begun: float, *, success: bool) -> None:
     )
 
 
+def damages(said: str) -> list[str]:
+    """Return what `pgbackrest verify --output=text` found to be damaged or gone; it says nothing of what is good."""
+    found = [
+        f"{int(checked) - int(valid)} of {checked} {what} {name} are damaged or gone"
+        for what, pattern in VERIFIED.items()
+        for name, checked, valid in pattern.findall(said)
+        if checked != valid
+    ]
+    return found or (["pgBackRest says: " + " ".join(said.split())] if "status: error" in said else [])
+
+
+def _verify(repository: Repository) -> list[str]:
+    try:
+        said = postgres.pgbackrest("verify", f"--repo={repository.key}", "--output=text", timeout_seconds=BACKUP_SECONDS)
+    except Failure as failure:
+        return [str(failure).rstrip(".")]
+    return damages(said)
+
+
+def verify() -> None:
+    """Read every file of every repository, older backups too, and compare it with its checksum.
+
+    Raises:
+        Failure: something is damaged or gone, or a repository can't be read; metrics say so too.
+    """
+    with alone():
+        faults = {repository.key: _verify(repository) for repository in repositories()}
+    name = "holdfast_repository_verified_timestamp_seconds"
+    before, now = metrics.read("verify"), time.time()
+    last = {key: before.get(f'{name}{{repository="{key}"}}') if found else now for key, found in faults.items()}
+    metrics.write(
+        "verify",
+        [
+            Gauge(
+                name,
+                "When every file of a repository was last found to be what was written.",
+                labelled={(("repository", str(key)),): at for key, at in last.items() if at is not None},
+            ),
+            Gauge(
+                "holdfast_repository_sound",
+                "Whether every file of a repository was what was written, when it was last looked at.",
+                labelled={(("repository", str(key)),): float(not found) for key, found in faults.items()},
+            ),
+        ],
+    )
+    if said := [f"repository {key}: {fault}" for key, found in faults.items() for fault in found]:
+        raise Failure(
+            f"Not all that the repositories hold is sound; {'; '.join(said)}. `holdfast backup full` makes a backup that needs none of it; "
+            "then look after the storage."
+        )
+
+
 def first(*, check: bool = False) -> bool:
     """Make the stanza and a first full backup where a repository has none; say whether anything was, or would be, made.
 
@@ -183,6 +241,8 @@ def first(*, check: bool = False) -> bool:
 def _call(given: argparse.Namespace) -> None:
     if given.type == "first":
         print("changed" if first(check=given.check) else "unchanged")
+    elif given.type == "verify":
+        verify()
     else:
         run(given.type)
 
@@ -192,8 +252,8 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser = commands.add_parser("backup", help="back the database up to every repository")
     parser.add_argument(
         "type",
-        choices=(*TYPES, "first"),
-        help="full, differential or incremental; or what a new host lacks: its stanza and its first backup",
+        choices=(*TYPES, "first", "verify"),
+        help="full, differential or incremental; what a new host lacks: its stanza and its first backup; or a proof of all that is held",
     )
     parser.add_argument("--check", action="store_true", help="with first: only say whether anything is missing")
     parser.set_defaults(call=_call)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -99,11 +100,16 @@ def test_green(host: Host) -> None:
 
 
 def test_damaged_backup(host: Host) -> None:
-    """A file of the backup that was changed on the storage is found."""
+    """A file of the backup that was changed on the storage is found, by the drill and by the weekly proof of all backups."""
     bundle = host.check_output(f"find {REPOSITORY}/backup/main/*F/bundle -type f -size +100k | sort | tail -1")
     damage = f"dd if=/dev/urandom of={bundle} bs=1k seek=40 count=4 conv=notrunc status=none"
     with _instead(host, bundle, damage):
         said = _red(host)
+        proof = host.run("timeout 120 holdfast backup verify 2>&1")
+        assert proof.rc != 0 and re.search(r"repository 1: \d+ of \d+ files of the backup \S+F are damaged or gone", proof.stdout), (
+            proof.stdout
+        )
+    assert not host.run("timeout 120 holdfast backup verify").rc
     assert "can't be restored" in said and "a file of it is damaged or gone. `holdfast backup full` makes one" in said
 
 
