@@ -74,7 +74,7 @@ def test_secrets_are_kept(host: Host) -> None:
 
 @pytest.mark.parametrize("kind", TIMERS)
 def test_on_timer(host: Host, kind: str) -> None:
-    """Full, differential and incremental backups, and the proof of all of them, have a timer that makes up for what was missed while off."""
+    """Full, differential and incremental backups, and the proof of all, have a timer that makes up for what was missed while off."""
     assert host.service("holdfast-backups.target").is_enabled
     timer = f"holdfast-backup@{kind}.timer"
     told = host.check_output(f"systemctl show --property ActiveState,Persistent,NextElapseUSecRealtime {timer}")
