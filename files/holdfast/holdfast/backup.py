@@ -1,4 +1,4 @@
-"""`holdfast backup TYPE`: a backup to every repository, after which what retention no longer asks for goes; or a proof of what they hold."""
+"""`holdfast backup TYPE`: a backup to every repository, after which what retention no longer asks for goes; or a proof of all they hold."""
 
 from __future__ import annotations
 
