@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,13 +12,13 @@ from database import ask
 from testinfra.host import Host
 
 from tools import bucket
+from tools.application import wait_until
 from tools.playbook import play_on
 from tools.shell import run
 
 SCRATCH = "/var/lib/postgresql/scratch"
 BIN = "/usr/lib/postgresql/17/bin"
 METRICS = "/var/lib/prometheus/node-exporter"
-PATIENCE_SECONDS = 120
 
 
 def pgbackrest(host: Host, *words: str) -> str:
@@ -39,15 +38,6 @@ def metric(host: Host, topic: str, name: str) -> float:
     return next((float(line.rsplit(" ", 1)[1]) for line in text.splitlines() if line.startswith(f"{name} ")), -1)
 
 
-def wait(question: Callable[[], object], seconds: float = PATIENCE_SECONDS, said: str = "it did not come about") -> float:
-    """Ask until the answer is true, and return the seconds that it took."""
-    begun = time.monotonic()
-    while not question():
-        assert time.monotonic() - begun < seconds, f"{said} in {seconds:.0f} s"
-        time.sleep(1)
-    return time.monotonic() - begun
-
-
 def restored(host: Host, question: str, *options: str) -> str:
     """Restore into a scratch cluster beside the live one, put a question to its application's database, and remove it."""
     host.check_output(f"rm -rf {SCRATCH} && install -d -o postgres -g postgres -m 0700 {SCRATCH}")
@@ -63,7 +53,7 @@ def restored(host: Host, question: str, *options: str) -> str:
         psql = (
             f"{as_postgres} psql --no-psqlrc --quiet --tuples-only --no-align --set ON_ERROR_STOP=1 --host {SCRATCH} --dbname smart_audit"
         )
-        wait(lambda: host.check_output(f"{psql} --command 'SELECT pg_is_in_recovery()'") == "f", said="recovery did not end")
+        wait_until(lambda: host.check_output(f"{psql} --command 'SELECT pg_is_in_recovery()'") == "f", "the end of recovery")
         return host.check_output(f"{psql} --command %s", question)
     finally:
         host.run(f"timeout 60 runuser -u postgres -- {BIN}/pg_ctl --mode=immediate --pgdata={SCRATCH} stop; rm -rf {SCRATCH}")
@@ -83,7 +73,7 @@ def archived(host: Host) -> None:
     """Wait until all that is written now is in every repository."""
     segment = ask(host, "SELECT pg_walfile_name(pg_switch_wal())")
     done = f"SELECT count(*) FROM pg_ls_archive_statusdir() WHERE name = '{segment}.done'"
-    wait(lambda: ask(host, done) == "1", said=f"the segment {segment} was not archived")
+    wait_until(lambda: ask(host, done) == "1", f"the archiving of {segment}")
 
 
 @contextmanager

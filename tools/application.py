@@ -17,15 +17,16 @@ from urllib.parse import urlencode
 DOMAIN = "localhost"
 USERNAME = "auditor"
 ORIGIN = "https://localhost:8443"
-PATIENCE_SECONDS = 60.0
+PATIENCE_SECONDS = 120.0
 
 
-def wait_until(condition: Callable[[], object], what: str, patience_seconds: float = PATIENCE_SECONDS) -> None:
-    """Wait until a condition holds, and fail with its name when it does not."""
-    deadline = time.monotonic() + patience_seconds
+def wait_until(condition: Callable[[], object], what: str, patience_seconds: float = PATIENCE_SECONDS) -> float:
+    """Wait until a condition holds, and return the seconds that it took; fail with its name when it does not."""
+    begun = time.monotonic()
     while not condition():
-        assert time.monotonic() < deadline, f"{what} had not happened after {patience_seconds:.0f} s"
+        assert time.monotonic() - begun < patience_seconds, f"waited {patience_seconds:.0f} s in vain for {what}"
         time.sleep(0.3)
+    return time.monotonic() - begun
 
 
 @dataclass

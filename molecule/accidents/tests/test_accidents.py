@@ -15,6 +15,7 @@ from database import DATABASE, ask
 from testinfra.host import Host
 
 from tools import host as test_host
+from tools.application import wait_until
 from tools.page import commands
 from tools.playbook import play_on
 from tools.shell import ROOT, run
@@ -68,7 +69,7 @@ def test_host_is_killed(host: Host, host_name: str, writer: Writer) -> None:
     run(["docker", "start", host_name])
     test_host.wait_booted(host_name)
     _nothing_is_lost(host, writer)
-    past.wait(lambda: _healthy(host), said="the archive did not turn green")
+    wait_until(lambda: _healthy(host), "a green archive")
 
 
 @contextmanager
@@ -94,7 +95,7 @@ def test_disk_is_full(host: Host, host_name: str, path: str) -> None:
         # What is left in segments that are there already goes faster this way.
         fill = "for _ in {1..60}; do timeout 20 runuser -u postgres -- psql -qXAtc 'SELECT pg_switch_wal()' || exit 0; sleep 0.3; done"
         host.check_output("exec timeout 300 bash -c %s", fill)
-        past.wait(lambda: writer.silent_seconds() > 5, said="the server found room")
+        wait_until(lambda: writer.silent_seconds() > 5, "a server without room")
         before = _restarts(host)
         time.sleep(40)
         assert writer.silent_seconds() > 30
@@ -136,15 +137,15 @@ def _set_wrong(host: Host, clock: str, seconds: int) -> None:
 
 def test_clock_jumps(host: Host, host_name: str, clock: str, writer: Writer) -> None:
     """The clock jumps an hour ahead: the bucket refuses the host, which says so and keeps all; with the clock right again it drains."""
-    past.wait(lambda: _healthy(host), said="the archive was not green to begin with")
+    wait_until(lambda: _healthy(host), "a green archive to begin with")
     _set_wrong(host, clock, HOUR_SECONDS)
     assert abs(float(ask(host, "SELECT extract(epoch FROM clock_timestamp())")) - time.time() - HOUR_SECONDS) < 10
-    past.wait(lambda: not _healthy(host), RED_SECONDS, "the archive did not turn red")
+    wait_until(lambda: not _healthy(host), "a red archive", RED_SECONDS)
     assert "RequestTimeTooSkewed" in host.check_output("journalctl --unit holdfast-archive.service --since=-60s --output=cat")
     assert host.run("timeout 120 systemctl start holdfast-backup@incr.service").rc != 0
     writer.wait(200)
     _set_wrong(host, clock, 0)
-    past.wait(lambda: _healthy(host), said="the archive did not turn green by itself")
+    wait_until(lambda: _healthy(host), "a green archive by itself")
     for command in commands(PAGE, "What comes back by itself"):
         past.follow(host, host_name, command)
     _nothing_is_lost(host, writer)

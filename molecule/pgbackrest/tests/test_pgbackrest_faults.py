@@ -12,6 +12,7 @@ import yaml
 from database import ask
 from testinfra.host import Host
 
+from tools.application import wait_until
 from tools.playbook import play_on
 from tools.shell import ROOT
 from tools.writer import Writer
@@ -57,16 +58,16 @@ def _gap(host: Host) -> float:
 
 def test_bucket_away_under_load(host: Host, host_name: str) -> None:
     """A bucket is away for five minutes: the archive is red within two, no write stops, pg_wal is bounded; then all drains."""
-    past.wait(lambda: _healthy(host), said="the archive was not green to begin with")
+    wait_until(lambda: _healthy(host), "a green archive to begin with")
     with Writer(host_name) as writer:
         with past.bucket_away(host_name):
             begun = time.monotonic()
-            red = past.wait(lambda: not _healthy(host), RED_SECONDS, "the archive did not turn red")
+            red = wait_until(lambda: not _healthy(host), "a red archive", RED_SECONDS)
             time.sleep(AWAY_SECONDS - (time.monotonic() - begun))
             writer.wait(100)
             assert past.metric(host, "archive", "holdfast_archive_ready_segments") > 0
             assert past.metric(host, "archive", "holdfast_wal_size_bytes") < WAL_BYTES
-        green = past.wait(lambda: _healthy(host), 180, "the archive did not turn green by itself")
+        green = wait_until(lambda: _healthy(host), "a green archive by itself", 180)
     print(f"red after {red:.0f} s, green {green:.0f} s after the bucket's return, {len(writer.acknowledged())} rows acknowledged")
     past.archived(host)
     assert not writer.missing(past.restored(host, HELD))
@@ -81,9 +82,9 @@ def test_queue_overflow(host: Host, host_name: str, converged_again: None) -> No
             for _ in range(12):
                 ask(host, "SELECT pg_switch_wal()")
                 writer.wait(1)
-            past.wait(lambda: int(ask(host, waiting)) <= 4, 300, "the queue was not let go")
-        red = past.wait(lambda: _gap(host) == 1, 180, "the gap was not found")
-        green = past.wait(lambda: _gap(host) == 0, 240, "no backup closed the gap")
+            wait_until(lambda: int(ask(host, waiting)) <= 4, "a queue that was let go", 300)
+        red = wait_until(lambda: _gap(host) == 1, "a gap that was found", 180)
+        green = wait_until(lambda: _gap(host) == 0, "a backup that closes the gap", 240)
     print(f"gap found {red:.0f} s after the bucket's return, closed {green:.0f} s later")
     past.archived(host)
     assert not writer.missing(past.restored(host, HELD))
@@ -141,7 +142,9 @@ def test_interrupted_backup(host: Host) -> None:
     held = [each["label"] for each in past.stanza(host)["backup"]]
     kill = "for _ in {1..400}; do pkill --signal KILL --full -- '[p]gbackrest .*--type=full' && exit; sleep 0.05; done; exit 1"
     host.check_output("systemctl start --no-block holdfast-backup@full.service; exec timeout 60 bash -c %s", kill)
-    past.wait(lambda: host.run("systemctl is-active holdfast-backup@full.service").stdout.strip() != "activating", 60)
+    wait_until(
+        lambda: host.run("systemctl is-active holdfast-backup@full.service").stdout.strip() != "activating", "the end of the backup", 60
+    )
     assert past.metric(host, "backup_full", 'holdfast_backup_success{type="full"}') == 0
     assert set(held) <= {each["label"] for each in past.stanza(host)["backup"]}
     host.check_output("timeout 300 systemctl start holdfast-backup@full.service")
