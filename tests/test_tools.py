@@ -188,3 +188,22 @@ def test_commands_of_a_page(tmp_path: Path) -> None:
     (tmp_path / "page.md").write_text(text, encoding="utf-8")
     assert page.commands(tmp_path / "page.md", "One") == ["a b c", "d"]
     assert page.commands(tmp_path / "page.md", "Two") == ["e"]
+
+
+def test_commands_in_the_sentences_of_a_page(tmp_path: Path) -> None:
+    """What a sentence tells to type is found, over a line's end too; names in backticks and blocks are left out."""
+    text = (
+        "## One\n\nTry `holdfast one` or\n`systemctl start\n  two`, not `a_name`.\n\n```sh\nholdfast three\n```\n\nAgain `holdfast one`.\n"
+    )
+    (tmp_path / "page.md").write_text(text, encoding="utf-8")
+    assert page.mentioned(tmp_path / "page.md", "One") == ["holdfast one", "systemctl start two"]
+
+
+def test_every_command_for_the_night_is_run() -> None:
+    """Whatever docs/recovery.md tells a person to type is read from it, by its section, in a scenario's test."""
+    recovery = shell.ROOT / "docs" / "recovery.md"
+    tests = "\n".join(path.read_text(encoding="utf-8") for path in shell.ROOT.glob("molecule/*/tests/*.py"))
+    for section in page.sections(recovery):
+        for read in (page.commands, page.mentioned):
+            if read(recovery, section):
+                assert f'{read.__name__}(PAGE, "{section}")' in tests

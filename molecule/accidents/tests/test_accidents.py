@@ -16,7 +16,7 @@ from testinfra.host import Host
 
 from tools import host as test_host
 from tools.application import wait_until
-from tools.page import commands
+from tools.page import commands, mentioned
 from tools.playbook import play_on
 from tools.shell import ROOT, run
 from tools.writer import Writer
@@ -187,6 +187,16 @@ def test_page_is_damaged(host: Host, host_name: str, writer: Writer) -> None:
     assert not writer.missing(ask(host, HELD))
     assert "passed" in host.check_output("holdfast drill report")
     host.check_output("holdfast restore clean")
+
+
+def test_advice_of_the_drill(host: Host, host_name: str) -> None:
+    """Every command that the page answers a red drill with does its work on a sound host."""
+    for command in mentioned(PAGE, "What the drill says"):
+        if command.startswith("systemctl status "):
+            # 3: a unit of these has done its work and is not running.
+            assert host.run(command).rc in {0, 3}
+        else:
+            past.follow(host, host_name, command)
 
 
 def test_host_is_lost(host: Host, host_name: str, writer: Writer) -> None:

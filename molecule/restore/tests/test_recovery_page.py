@@ -8,10 +8,11 @@ import past
 from database import DATABASE, ask
 from testinfra.host import Host
 
-from tools.page import commands
+from tools.page import commands, mentioned
 from tools.shell import ROOT
 
 PAGE = ROOT / "docs" / "recovery.md"
+COUNT = "SELECT count(*) FROM documents"
 WHEN = "2026-11-23 10:15:00+00"
 
 
@@ -30,13 +31,22 @@ def _documents(host: Host) -> str:
 
 
 def test_point_in_time(host: Host, host_name: str) -> None:
-    """The section about a point in time brings back what somebody deleted."""
+    """The section about a point in time brings back what somebody deleted, takes that back, and does it again."""
     moment = _documents(host)
     ask(host, "DELETE FROM documents")
     plan, restore = commands(PAGE, "Restore to a point in time")
+    listed, point, status, clean, undo = mentioned(PAGE, "Restore to a point in time")
+    assert past.stanza(host)["backup"][-1]["label"] in past.follow(host, host_name, listed)
+    past.follow(host, host_name, point)
     assert "LOST" in past.follow(host, host_name, plan.replace(WHEN, moment))
     past.follow(host, host_name, restore.replace(WHEN, moment), restore_confirm=DATABASE)
-    assert ask(host, "SELECT count(*) FROM documents") == "50"
+    assert ask(host, COUNT) == "50"
+    assert "kept" in past.follow(host, host_name, status)
+    past.follow(host, host_name, undo)
+    assert ask(host, COUNT) == "0"
+    past.follow(host, host_name, restore.replace(WHEN, moment), restore_confirm=DATABASE)
+    past.follow(host, host_name, clean)
+    assert ask(host, COUNT) == "50"
 
 
 def test_one_table(host: Host, host_name: str) -> None:
