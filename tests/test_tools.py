@@ -193,7 +193,7 @@ def test_commands_of_a_page(tmp_path: Path) -> None:
 def test_commands_in_the_sentences_of_a_page(tmp_path: Path) -> None:
     """What a sentence tells to type is found, over a line's end too; names in backticks and blocks are left out."""
     text = (
-        "## One\n\nTry `holdfast one` or\n`systemctl start\n  two`, not `a_name`.\n\n```sh\nholdfast three\n```\n\nAgain `holdfast one`.\n"
+        "## One\n\nTry `holdfast one` or\n`systemctl start\n  two`, not `a_name`.\n\n```sh\nholdfast three\n```\n\nOr `holdfast one`.\n"
     )
     (tmp_path / "page.md").write_text(text, encoding="utf-8")
     assert page.mentioned(tmp_path / "page.md", "One") == ["holdfast one", "systemctl start two"]
