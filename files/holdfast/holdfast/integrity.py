@@ -37,6 +37,11 @@ BRACKETS = Path("/run/holdfast-integrity")
 # So long a run may take, and so long the next may carry on one that failed.
 BRACKET_SECONDS = 3600
 TOLD = 20
+MEASURED = {
+    "holdfast_integrity_last_check_timestamp_seconds": "When every byte of them was read last.",
+    "holdfast_integrity_check_seconds": "How long that took.",
+    "holdfast_integrity_paths": "Paths that are watched.",
+}
 KINDS = {stat.S_IFREG: "file", stat.S_IFDIR: "folder", stat.S_IFLNK: "link"}
 
 log = logging.getLogger("holdfast.integrity")
@@ -308,13 +313,20 @@ def _locked() -> Iterator[None]:
         yield
 
 
-def _gauges(findings: int, *, known: bool) -> list[Gauge]:
-    name = "holdfast_integrity_last_check_timestamp_seconds"
+def _gauges(findings: int, *, known: bool, measured: Mapping[str, float] | None = None) -> list[Gauge]:
+    """Say what is found now, and what the last check measured."""
+    last = metrics.read(TOPIC) if measured is None else measured
     return [
         Gauge("holdfast_integrity_intact", "Whether every watched file is what it should be.", float(known and not findings)),
         Gauge("holdfast_integrity_findings", "Watched paths that are not what they should be.", findings),
-        Gauge(name, "When every byte of them was read last.", metrics.read(TOPIC).get(name)),
+        *(Gauge(name, told, last.get(name)) for name, told in MEASURED.items()),
     ]
+
+
+def _checked(findings: int, paths: int, begun: float) -> list[Gauge]:
+    """Say what is found after every byte was read."""
+    now = time.time()
+    return _gauges(findings, known=True, measured=dict(zip(MEASURED, (now, now - begun, paths), strict=True)))
 
 
 def check() -> list[str]:
@@ -331,13 +343,7 @@ def check() -> list[str]:
         raise
     now = baseline.watch.scan()
     found = _findings(baseline.entries, now.entries)
-    gauges = [gauge for gauge in _gauges(len(found), known=True) if gauge.value is not None and "last_check" not in gauge.name]
-    gauges += [
-        Gauge("holdfast_integrity_last_check_timestamp_seconds", "When every byte of them was read last.", time.time()),
-        Gauge("holdfast_integrity_check_seconds", "How long that took.", time.time() - begun),
-        Gauge("holdfast_integrity_paths", "Paths that are watched.", len(now.entries)),
-    ]
-    metrics.write(TOPIC, gauges)
+    metrics.write(TOPIC, _checked(len(found), len(now.entries), begun))
     return [sentence(path, baseline.entries.get(path), now.entries.get(path)) for path in found]
 
 
@@ -368,12 +374,13 @@ def end(name: str) -> tuple[list[str], list[str]]:
     Returns:
         The paths that were taken, and a sentence for each that was not.
     """
+    begun = time.time()
     with _locked():
         watch, bracket = Watch.configured(), Bracket(name)
         if not Baseline.known():
             made = watch.scan()
             made.save()
-            metrics.write(TOPIC, _gauges(0, known=True))
+            metrics.write(TOPIC, _checked(0, len(made.entries), begun))
             return sorted(made.entries), []
         baseline = Baseline.load()
         now = watch.scan(baseline)
