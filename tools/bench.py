@@ -9,8 +9,9 @@ import re
 import ssl
 import time
 from pathlib import Path
+from typing import NamedTuple
 
-from tools import bench_backup, bench_loss, bucket, demo, engine, host, packages, registry, secrets
+from tools import bench_backup, bench_confinement, bench_loss, bucket, demo, engine, host, packages, registry, secrets
 from tools.application import Application
 from tools.playbook import CONTAINER, inventory, play
 from tools.shell import CACHE, ROOT, Failure, run, step
@@ -50,22 +51,32 @@ apt-get install -y -qq --no-install-recommends ansible-core python3-psycopg2 >/d
 """
 
 
-def _play(source: Path) -> tuple[float, int, int, dict[str, float]]:
-    """Run the site's playbook; return seconds, tasks, changed tasks, and seconds per role."""
+class Run(NamedTuple):
+    """A run of the site's playbook: its time, how many tasks there were and how many of them changed something, time by role, output."""
+
+    seconds: float
+    tasks: int
+    changed: int
+    roles: dict[str, float]
+    said: str
+
+
+def _play(source: Path) -> Run:
+    """Run the site's playbook."""
     begun = time.monotonic()
     said = play(source, "site.yml").stdout
-    return (time.monotonic() - begun, *_parse(said))
+    return _parse(time.monotonic() - begun, said)
 
 
-def _parse(said: str) -> tuple[int, int, dict[str, float]]:
+def _parse(seconds: float, said: str) -> Run:
     recap = re.search(r"ok=(\d+)\s+changed=(\d+)", said)
     if not recap:
         raise Failure(f"The playbook gave no recap:\n{said[-2000:]}")
-    roles = {name: float(seconds) for name, seconds in re.findall(r"^(\w+) -+ ([\d.]+)s$", said, re.MULTILINE) if name != "total"}
-    return int(recap[1]), int(recap[2]), roles
+    roles = {name: float(each) for name, each in re.findall(r"^(\w+) -+ ([\d.]+)s$", said, re.MULTILINE) if name != "total"}
+    return Run(seconds, int(recap[1]), int(recap[2]), roles, said)
 
 
-def _local() -> tuple[float, int, int, dict[str, float]]:
+def _local() -> Run:
     """Run the playbook on the host itself, with Debian's ansible-core of the same version and this checkout's collections."""
     run(["docker", "exec", "--interactive", NAME, "bash", "-s"], stdin=PREPARE_LOCAL, timeout_seconds=600)
     run(["docker", "exec", NAME, "mkdir", "-p", "/root/holdfast/inventories/bench", "/root/.ansible/collections"])
@@ -89,8 +100,7 @@ def _local() -> tuple[float, int, int, dict[str, float]]:
     for _ in range(2):  # the second has Python's compiled files
         begun = time.monotonic()
         said = run(words, timeout_seconds=900).stdout
-    seconds = time.monotonic() - begun
-    return (seconds, *_parse(said))
+    return _parse(time.monotonic() - begun, said)
 
 
 def _load(url: str, cookie: str) -> dict[str, str]:
@@ -131,6 +141,10 @@ def main() -> None:
         memory = run(["docker", "exec", "--interactive", NAME, "python3", "-"], stdin=MEMORY).stdout
         with step("Requests"):
             requests = _requests()
+        with step("Requests without the firewall"):
+            client, base = _log_in()
+            confinement = bench_confinement.added(again.roles, again.said)
+            confinement += bench_confinement.firewall(NAME, lambda: _load(f"{base}/api/session", client.cookie))
         with step("Backups"):
             backups = bench_backup.measure(NAME, _p99)
         with step("Destroyed hosts"):
@@ -140,38 +154,31 @@ def main() -> None:
     finally:
         host.down(NAME)
         bucket.down(NAME)
-    text = _report(first, again, local, memory, requests, backups)
+    text = _report(first, again, local, memory, requests, [*confinement, "", *backups])
     REPORT.write_text(text)
     print(text)
 
 
-def _login() -> Application:
+def _log_in() -> tuple[Application, str]:
+    """Log in to the application; return it, and the site's address for wrk."""
     authority = run(["docker", "exec", NAME, "cat", demo.CADDY_ROOT]).stdout
     client = Application(host.address(NAME), ssl.create_default_context(cadata=authority), secrets.read("demo")["app_admin_password"])
     client.login()
-    return client
-
-
-def _base() -> str:
     port = run(["docker", "port", NAME, "443"]).stdout.splitlines()[0].rsplit(":", 1)[1]
-    return f"https://localhost:{port}"
+    return client, f"https://localhost:{port}"
 
 
 def _p99() -> float:
     """Return the slowest hundredth of the requests for the list of documents, in milliseconds."""
-    said = _load(f"{_base()}/api/documents", _login().cookie)["p99"]
-    found = re.fullmatch(r"([\d.]+)(us|ms|s)", said)
-    if not found:
-        raise Failure(f"wrk told no p99: {said}")
-    return float(found[1]) * {"us": 0.001, "ms": 1, "s": 1000}[found[2]]
+    client, base = _log_in()
+    return bench_confinement.milliseconds(_load(f"{base}/api/documents", client.cookie)["p99"])
 
 
 def _requests() -> dict[str, dict[str, str]]:
-    client = _login()
+    client, base = _log_in()
     texts = [f"Finding {number}: voucher {number * 7919} was paid twice in week {number % 52}. " * 30 for number in range(UPLOADS)]
     documents = [client.upload(text) for text in texts]
     client.wait_done(*documents)
-    base = _base()
     paths = {
         "static page": "/",
         "session": "/api/session",
@@ -182,12 +189,12 @@ def _requests() -> dict[str, dict[str, str]]:
 
 
 def _report(
-    first: tuple[float, int, int, dict[str, float]],
-    again: tuple[float, int, int, dict[str, float]],
-    local: tuple[float, int, int, dict[str, float]],
+    first: Run,
+    again: Run,
+    local: Run,
     memory: str,
     requests: dict[str, dict[str, str]],
-    backups: list[str],
+    more: list[str],
 ) -> str:
     lines = [
         "# Benchmarks",
@@ -203,17 +210,17 @@ def _report(
         "",
         "| run | seconds | tasks | changed | goal |",
         "|---|---|---|---|---|",
-        f"| first, bare host, container connection | {first[0]:.1f} | {first[1]} | {first[2]} | |",
-        f"| nothing to change, container connection | {again[0]:.1f} | {again[1]} | {again[2]} | {GOALS['container']} |",
-        f"| nothing to change, on the host itself | {local[0]:.1f} | {local[1]} | {local[2]} | {GOALS['local']} |",
+        f"| first, bare host, container connection | {first.seconds:.1f} | {first.tasks} | {first.changed} | |",
+        f"| nothing to change, container connection | {again.seconds:.1f} | {again.tasks} | {again.changed} | {GOALS['container']} |",
+        f"| nothing to change, on the host itself | {local.seconds:.1f} | {local.tasks} | {local.changed} | {GOALS['local']} |",
         "",
         "Seconds per role:",
         "",
         "| role | first | nothing to change | on the host itself |",
         "|---|---|---|---|",
     ]
-    for role, seconds in first[3].items():
-        lines.append(f"| {role} | {seconds:.1f} | {again[3].get(role, 0):.1f} | {local[3].get(role, 0):.1f} |")
+    for role, seconds in first.roles.items():
+        lines.append(f"| {role} | {seconds:.1f} | {again.roles.get(role, 0):.1f} | {local.roles.get(role, 0):.1f} |")
     rows = [line.split("\t") for line in memory.splitlines()]
     containers = sum(float(size) for name, size in rows if name.startswith(("container", "app@")))
     total = sum(float(size) for _, size in rows)
@@ -237,7 +244,7 @@ def _report(
         "|---|---|---|---|---|",
         *(f"| {name} | {row['rate']} | {row['p50']} | {row['p99']} | {row['errors']} |" for name, row in requests.items()),
         "",
-        *backups,
+        *more,
     ]
     return "\n".join(lines)
 

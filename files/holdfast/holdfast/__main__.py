@@ -6,7 +6,7 @@ import argparse
 import logging
 import sys
 
-from holdfast import app, archive, backup, drill, extract, guard, idle, offsite, restore
+from holdfast import app, archive, backup, drill, extract, guard, idle, integrity, offsite, restore
 from holdfast.failure import Failure
 
 
@@ -21,6 +21,7 @@ def main() -> int:
     extract.add_parser(commands)
     guard.add_parser(commands)
     idle.add_parser(commands)
+    integrity.add_parser(commands)
     offsite.add_parser(commands)
     restore.add_parser(commands)
     given = parser.parse_args()
