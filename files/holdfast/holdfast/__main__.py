@@ -6,7 +6,7 @@ import argparse
 import logging
 import sys
 
-from holdfast import app, archive, backup, drill, extract, guard, idle, offsite, restore
+from holdfast import app, archive, backup, drill, extract, guard, idle, offsite, rebuild, restore
 from holdfast.failure import Failure
 
 
@@ -22,6 +22,7 @@ def main() -> int:
     guard.add_parser(commands)
     idle.add_parser(commands)
     offsite.add_parser(commands)
+    rebuild.add_parser(commands)
     restore.add_parser(commands)
     given = parser.parse_args()
     # journald adds the time, and reads the level from the prefix.
