@@ -34,10 +34,13 @@ from holdfast.offsite import CURRENT, ENCRYPTED, SETTINGS, Offsite, Settings
 FOLDER = Path("/var/lib/holdfast-rebuild")
 STATE = FOLDER / "state.json"
 CLUSTERS = Path("/var/lib/postgresql")
+LIVE = Path("/srv/app/live")
 HOST, APPLICATION, CHECK = "host", "application", "check"
 # The proxy must find its certificates, and the application its release, when they start for the first time.
 PARTS = ("certificates", "release", "database", "documents")
 STOPWATCH = (HOST, "database", "documents", "certificates", "release", APPLICATION, CHECK)
+# What becomes of a host that was lost before its first copy.
+WITHOUT = {"certificates": "the proxy gets new ones", "release": "the images that the inventory names become the live ones"}
 LAST_WRITE = re.compile(r"last completed transaction was at log time (\S+ \S+ \S+)")
 CERTIFICATE = re.compile(r"-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----", re.DOTALL)
 HTTPS_PORT = 443
@@ -130,8 +133,8 @@ def look() -> str:
     unfinished = restore.State.read()
     if not (unfinished and unfinished.new_host and not unfinished.finished):
         restore.refuse_data()
-    if Path("/srv/app/live").exists():
-        raise Failure("/srv/app/live names a release, so the host has an application: site.yml keeps it; rebuild on a new host.")
+    if LIVE.exists():
+        raise Failure(f"{LIVE} names a release, so the host has an application: site.yml keeps it; rebuild on a new host.")
     return "The host is new."
 
 
@@ -155,13 +158,18 @@ def plan(settings: Settings) -> list[str]:
         if settings.documents:
             listed = copies.tool.entries(CURRENT, recursive=True)
             lines.append(f"Documents: {len(listed)}, {sum(each['Size'] for each in listed)} bytes.")
-        for part, without in (
-            ("certificates", "the proxy gets new ones"),
-            ("release", "the images that the inventory names become the live ones"),
-        ):
-            kept = copies.tool.names(f"{ENCRYPTED}:{part}")
-            lines.append(f"{part.capitalize()}: {f'as of {_copied_at(kept[-1])}' if kept else f'no copy, so {without}'}.")
+    lines += [_as_of(part, kept(settings, part)) for part in WITHOUT]
     return lines
+
+
+def kept(settings: Settings, part: str) -> list[str]:
+    """Name the copies of a part, the newest last."""
+    with offsite.offsite(replace(settings, documents=None)) as copies:
+        return copies.tool.names(f"{ENCRYPTED}:{part}")
+
+
+def _as_of(part: str, names: list[str]) -> str:
+    return f"{part.capitalize()}: {f'as of {_copied_at(names[-1])}' if names else f'the bucket has no copy, so {WITHOUT[part]}'}."
 
 
 # Bringing back
@@ -188,17 +196,12 @@ def _recovery_log() -> str:
 
 def _copy(settings: Settings, part: str) -> list[str]:
     """Put the newest copy of a part in its place; the lost host may never have made one."""
-    if part == "documents" and not settings.documents:
-        return []
-    if part != "documents":
-        with offsite.offsite(settings) as copies:
-            kept = copies.tool.names(f"{ENCRYPTED}:{part}")
-        if not kept:
-            return [f"{part.capitalize()}: the bucket has no copy of them."]
+    if part == "documents":
+        copied = offsite.restore(settings, part) if settings.documents else None
+        return [f"Documents: {copied.objects}, {copied.size} bytes."] if copied else []
+    if names := kept(settings, part):
         offsite.restore(settings, part)
-        return [f"{part.capitalize()}: as of {_copied_at(kept[-1])}."]
-    copied = offsite.restore(settings, part)
-    return [f"Documents: {copied.objects}, {copied.size} bytes."]
+    return [_as_of(part, names)]
 
 
 def run(settings: Settings, host_seconds: float) -> State:
@@ -226,7 +229,7 @@ def run(settings: Settings, host_seconds: float) -> State:
             said = _database() if part == "database" else _copy(settings, part)
         except Failure as failure:
             done = [each for each in PARTS if each in state.seconds]
-            raise Failure(f"The {part} could not be brought back ({', '.join(done) or 'nothing'} is). {failure} {AGAIN}") from failure
+            raise Failure(f"The {part} could not be brought back ({', '.join(done) or 'none'} are). {failure} {AGAIN}") from failure
         state.done(part, time.monotonic() - begun, said)
     return state
 
