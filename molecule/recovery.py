@@ -51,6 +51,8 @@ def owner(folder: Path, host_name: str) -> Path:
     shutil.rmtree(checkout / "inventories" / INVENTORY)
     inventory(checkout / "inventories" / INVENTORY, {host_name: CONTAINER})
     shutil.copy2(secrets.password_file(), checkout / ".vault-password")
+    # The page names the commit.
+    (checkout / ".git").write_text(f"gitdir: {run(['git', 'rev-parse', '--absolute-git-dir']).stdout}")
     with_cache(checkout)
     return checkout
 

@@ -127,7 +127,6 @@ def _known(host: Host, host_name: str, owner: Path, folder: Path) -> Known:
     application.wait_done(document, *others)
     ask(host, FILL)
     host.check_output("timeout 600 holdfast backup incr")
-    _typed(owner, ".venv/bin/ansible-playbook -i inventories/production site.yml --tags offsite", host_name)
     with Writer(host_name) as writer:
         host.check_output("timeout 600 systemctl start holdfast-offsite@dumps.service holdfast-offsite@files.service")
         for command in commands(PAGE, BEFORE):
