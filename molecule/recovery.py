@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
-from tools import bucket
-from tools.playbook import play
+from tools import bucket, secrets
+from tools.playbook import CONTAINER, inventory, play
 from tools.shell import ROOT, run
+
+INVENTORY = "production"
+# What molecule tells Ansible, and whoever tests tells our tools, is not in the shell of a person who rebuilds.
+OURS = ("ANSIBLE_", "MOLECULE_", "HOLDFAST_", "PYTEST_")
+COMMAND_SECONDS = 1200
 
 
 def endpoint(host_name: str) -> str:
@@ -35,3 +43,30 @@ def kit(source: Path, page: Path, **inputs: Any) -> Path:
     done = play(source, "playbooks/recovery_kit.yml", inputs={**inputs, "__offsite_kit": str(page)})
     assert done.returncode == 0, done.stdout[-3000:]
     return page
+
+
+def owner(folder: Path, host_name: str) -> Path:
+    """Make the checkout of a test host's owner, whose inventory is called as a production host's is."""
+    checkout = clone(folder)
+    shutil.rmtree(checkout / "inventories" / INVENTORY)
+    inventory(checkout / "inventories" / INVENTORY, {host_name: CONTAINER})
+    shutil.copy2(secrets.password_file(), checkout / ".vault-password")
+    # The page names the commit.
+    (checkout / ".git").write_text(f"gitdir: {run(['git', 'rev-parse', '--absolute-git-dir']).stdout}")
+    with_cache(checkout)
+    return checkout
+
+
+def with_cache(checkout: Path) -> Path:
+    """Let a checkout have the packages that this controller has built or fetched before."""
+    (checkout / ".cache").symlink_to(ROOT / ".cache")
+    return checkout
+
+
+def type_in(checkout: Path, command: str, host_name: str, *words: str) -> subprocess.CompletedProcess[str]:
+    """Type a command of a page in a checkout, in a person's shell; only the test hosts' bucket has another name from here."""
+    unset = [f"--unset={name}" for name in os.environ if name.startswith(OURS)]
+    told = [f"ENDPOINT={endpoint(host_name)}", "NO_COLOR=1", "ANSIBLE_NOCOLOR=1"]
+    return run(
+        ["env", *unset, *told, *shlex.split(command), *words], cwd=checkout, check=False, timeout_seconds=COMMAND_SECONDS
+    )  # fmt: skip

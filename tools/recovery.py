@@ -197,8 +197,9 @@ def recover(kit: str, endpoint: str) -> None:
         raise Failure(f"inventories/{name} has a vault already, so nothing was brought back: work in a fresh clone, or move it away.")
     with page.settings(endpoint) as settings, _memory() as folder:
         _holdfast(settings, "fetch", "inventory", folder)
-        # The repository's own example may be there; the lost host's inventory is the one that counts.
-        shutil.copytree(folder, target, dirs_exist_ok=True)
+        # The repository's own example may be there; the lost host's inventory is the one that counts, and all that counts.
+        shutil.rmtree(target, ignore_errors=True)
+        shutil.copytree(folder, target)
     if not key.exists():
         key.touch(mode=0o600)
         key.write_text(page.values["key"] + "\n")

@@ -40,7 +40,9 @@ options:
     type: path
     required: true
   adopt:
-    description: Whether the past of another database is welcome, because it is about to be restored.
+    description:
+      - Whether the past of another database is welcome, because it is about to be restored.
+      - Then it is only read, and one repository at least has to hold a backup.
     type: bool
     default: false
   timeout_seconds:
@@ -69,6 +71,8 @@ faults:
 CONTROL_DATA = "/usr/lib/postgresql/17/bin/pg_controldata"
 # The identifier of the stanza's newest cluster; an upgrade adds one.
 IDENTIFIER = re.compile(rb"^\[db\]$.*?^db-system-id=(\d+)$", re.MULTILINE | re.DOTALL)
+# A line in the section of the backups that are there.
+BACKUP = re.compile(rb"^\[backup:current\]\n\d{8}-\d{6}F", re.MULTILINE)
 COMMAND_SECONDS = 30
 
 
@@ -120,20 +124,24 @@ def _read_bucket(repository: dict[str, Any], key: str, timeout_seconds: int, *, 
     return b""
 
 
-def _look(repository: dict[str, Any], given: dict[str, Any], cluster: str, *, write: bool) -> None:
-    """Look into one repository.
+def _read(repository: dict[str, Any], name: str, timeout_seconds: int, *, write: bool) -> bytes:
+    """Read a file of a repository; nothing where there is none."""
+    path = f"{repository['path'].rstrip('/')}/{name}"
+    if repository["type"] == "posix":
+        return _read_folder(Path(path))
+    return _read_bucket(repository, path.lstrip("/"), timeout_seconds, write=write)
+
+
+def _look(repository: dict[str, Any], given: dict[str, Any], cluster: str, *, write: bool) -> str:
+    """Look into one repository, and say why nothing can be restored from it; nothing where something can.
 
     Raises:
         Refused: it can't be used, or not by this database.
     """
-    path = repository["path"].rstrip("/")
-    info = f"{path}/archive/{given['stanza']}/archive.info"
-    if repository["type"] == "posix":
-        content = _read_folder(Path(info))
-    else:
-        content = _read_bucket(repository, info.lstrip("/"), given["timeout_seconds"], write=write)
+    seconds = given["timeout_seconds"]
+    content = _read(repository, f"archive/{given['stanza']}/archive.info", seconds, write=write)
     if not content:
-        return
+        return "is empty: nothing was ever kept there, or it is another bucket or path than the lost host's"
     found = IDENTIFIER.search(_decrypted(content, given["passphrase"]))
     if not found:
         raise Refused(
@@ -147,6 +155,10 @@ def _look(repository: dict[str, Any], given: dict[str, Any], cluster: str, *, wr
             f"it holds the past of another database (system identifier {held}, {own}): `ansible-playbook playbooks/rebuild.yml` brings "
             "that database back, or write another path."
         )
+    if not given["adopt"]:
+        return ""
+    listed = _decrypted(_read(repository, f"backup/{given['stanza']}/backup.info", seconds, write=False), given["passphrase"])
+    return "" if BACKUP.search(listed) else "holds no backup: WAL alone brings nothing back"
 
 
 def main() -> None:
@@ -165,13 +177,17 @@ def main() -> None:
     )
     given = module.params
     cluster = _cluster(given["data"])
-    faults = []
+    faults, without = [], []
     for repository in given["repositories"]:
         where = f"{repository['bucket']}:{repository['path']}" if repository["type"] == "s3" else repository["path"]
         try:
-            _look(repository, given, cluster, write=not module.check_mode)
+            # What is about to be restored from is only read.
+            if lacks := _look(repository, given, cluster, write=not (module.check_mode or given["adopt"])):
+                without.append(f"'{where}' {lacks}")
         except Refused as error:
             faults.append(f"pgbackrest_repositories has '{where}', and it can't be used: {error}")
+    if given["adopt"] and not faults and len(without) == len(given["repositories"]):
+        faults.append(f"pgbackrest_repositories has nothing to bring back: {'; '.join(without)}.")
     module.exit_json(changed=False, faults=faults)
 
 

@@ -6,7 +6,7 @@ import argparse
 import logging
 import sys
 
-from holdfast import app, archive, backup, drill, extract, guard, idle, integrity, offsite, restore
+from holdfast import app, archive, backup, drill, extract, guard, idle, integrity, offsite, rebuild, restore
 from holdfast.failure import Failure
 
 
@@ -23,6 +23,7 @@ def main() -> int:
     idle.add_parser(commands)
     integrity.add_parser(commands)
     offsite.add_parser(commands)
+    rebuild.add_parser(commands)
     restore.add_parser(commands)
     given = parser.parse_args()
     # journald adds the time, and reads the level from the prefix.

@@ -206,7 +206,7 @@ def _answers() -> bool:
         return False
 
 
-def _refuse_data() -> None:
+def refuse_data() -> None:
     """Refuse a host whose server holds somebody's rows."""
     if not _answers():
         if (postgres.DATA / "PG_VERSION").exists():
@@ -245,7 +245,7 @@ def plan(text: str, *, new_host: bool = False, spare_mb: int = SPARE_MB) -> Plan
     if not new_host:
         _refuse_other_cluster(archives)
     elif not (unfinished and unfinished.new_host):
-        _refuse_data()
+        refuse_data()
     choice = recovery.find(target, archives)
     if target.kind == "xid" and not new_host and _answers():
         following = postgres.psql("SELECT pg_snapshot_xmax(pg_current_snapshot())::xid")
