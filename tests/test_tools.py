@@ -192,9 +192,7 @@ def test_commands_of_a_page(tmp_path: Path) -> None:
 
 def test_commands_in_the_sentences_of_a_page(tmp_path: Path) -> None:
     """What a sentence tells to type is found, over a line's end too; names in backticks and blocks are left out."""
-    text = (
-        "## One\n\nTry `holdfast one` or\n`systemctl start\n  two`, not `a_name`.\n\n```sh\nholdfast three\n```\n\nOr `holdfast one`.\n"
-    )
+    text = "## One\n\nTry `holdfast one` or\n`systemctl start\n  two`, not `a_name`.\n\n```sh\nholdfast three\n```\n\nOr `holdfast one`.\n"
     (tmp_path / "page.md").write_text(text, encoding="utf-8")
     assert page.mentioned(tmp_path / "page.md", "One") == ["holdfast one", "systemctl start two"]
 
@@ -204,6 +202,7 @@ def test_every_command_for_the_night_is_run() -> None:
     recovery = shell.ROOT / "docs" / "recovery.md"
     tests = "\n".join(path.read_text(encoding="utf-8") for path in shell.ROOT.glob("molecule/*/tests/*.py"))
     for section in page.sections(recovery):
-        for read in (page.commands, page.mentioned):
-            if read(recovery, section):
-                assert f'{read.__name__}(PAGE, "{section}")' in tests
+        typed = page.commands(recovery, section)
+        assert not typed or f'"{section}"' in tests
+        told = [each for each in page.mentioned(recovery, section) if not any(line.startswith(each) for line in typed)]
+        assert not told or f'mentioned(PAGE, "{section}")' in tests

@@ -24,7 +24,7 @@ from testinfra.host import Host
 
 from tools import bucket, demo, secrets
 from tools import host as test_host
-from tools.application import DOMAIN, Application
+from tools.application import DOMAIN, Application, wait_until
 from tools.page import commands
 from tools.playbook import CONTAINER, ENVIRONMENT, inventory
 from tools.shell import ROOT, VENV_BIN, run
@@ -271,7 +271,7 @@ def test_past_goes_on(host: Host, known: Known, said: str) -> None:
     backups = _backups(host)
     assert set(known.backups) < set(backups)
     past.archived(host)
-    past.wait(lambda: past.metric(host, "archive", "holdfast_archive_healthy") == 1, said="the archive's guard did not turn green")
+    wait_until(lambda: past.metric(host, "archive", "holdfast_archive_healthy") == 1, "a green archive")
     host.check_output("timeout 600 systemctl start holdfast-offsite@files.service")
 
 
