@@ -20,7 +20,7 @@ import stat
 import syslog
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,7 +68,7 @@ Stamp = tuple[int, ...]
 Found = dict[str, Entry]
 
 
-def _matcher(paths: Iterable[str]) -> Callable[[str], bool]:
+def _matcher(paths: Collection[str]) -> Callable[[str], bool]:
     """Make a test of whether a path is one of some, of which a few have an asterisk; it is asked for every file of the host."""
     fixed, patterns = set(paths), [path for path in paths if set(path) & set("*?[")]
     pattern = re.compile("|".join(map(fnmatch.translate, patterns)))
