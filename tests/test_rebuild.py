@@ -97,11 +97,14 @@ def test_restore_cut_short_goes_on(tmp_path: Path) -> None:
 
 def test_everything_is_brought_back_in_order(brought: list[str]) -> None:
     """The certificates and the release are there before the proxy and the application start, and the state says what is done."""
+    restore.PRIVATE.mkdir()
+    (restore.PRIVATE / "log").write_text("LOG:  last completed transaction was at log time 2026-11-26 02:20:59.489496+00\n")
     state = rebuild.run(SETTINGS, 12.5)
     assert brought == list(PARTS)
     assert state.seconds["host"] == 12.5
     text = "\n".join(state.lines())
     assert "Certificates: as of 2026-11-26 01:02:03+00." in text and "7 rows" in text and "in all" in text
+    assert "all that was archived is back, the last one of 2026-11-26 02:20:59.489496+00;" in text
     assert "is not finished; done so far: host, certificates, release, database, documents" in rebuild.look()
 
 

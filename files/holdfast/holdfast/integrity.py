@@ -20,7 +20,7 @@ import stat
 import syslog
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,8 +68,11 @@ Stamp = tuple[int, ...]
 Found = dict[str, Entry]
 
 
-def _pattern(paths: Iterable[str]) -> re.Pattern[str]:
-    return re.compile("|".join(fnmatch.translate(path) for path in paths) or r"(?!)")
+def _matcher(paths: Collection[str]) -> Callable[[str], bool]:
+    """Make a test of whether a path is one of some, of which a few have an asterisk; it is asked for every file of the host."""
+    fixed, patterns = set(paths), [path for path in paths if set(path) & set("*?[")]
+    pattern = re.compile("|".join(map(fnmatch.translate, patterns)))
+    return (lambda path: path in fixed or pattern.match(path) is not None) if patterns else fixed.__contains__
 
 
 class Watch:
@@ -98,7 +101,7 @@ class Watch:
 
     def walk(self) -> Iterator[tuple[str, os.stat_result]]:
         """Give each path that is watched."""
-        trees, left_out = _pattern(self.trees), _pattern(self.left_out)
+        in_trees, in_left_out = _matcher(self.trees), _matcher(self.left_out)
         waiting = [(self.root, False)]
         while waiting:
             folder, watched = waiting.pop()
@@ -108,9 +111,9 @@ class Watch:
                 # Root may read everything but what a user has mounted by FUSE.
                 continue
             for child in children:
-                if left_out.match(child.path):
+                if in_left_out(child.path):
                     continue
-                inside = watched or bool(trees.match(child.path))
+                inside = watched or in_trees(child.path)
                 try:
                     said = child.stat(follow_symlinks=False)
                 except FileNotFoundError:
@@ -405,8 +408,8 @@ def accept(patterns: list[str]) -> list[str]:
         found = differences(baseline.entries, now.entries)
         if strange := [pattern for pattern in patterns if not fnmatch.filter(found, pattern)]:
             raise Failure(f"{', '.join(strange)} is what it should be, or is not watched: `holdfast integrity report` says what is not.")
-        wanted = _pattern(patterns)
-        standing = [path for path in found if not wanted.match(path)]
+        wanted = _matcher(patterns)
+        standing = [path for path in found if not wanted(path)]
         taken = _take(baseline, now, standing, by="a person")
         metrics.write(TOPIC, _gauges(len(standing), known=True))
         return taken

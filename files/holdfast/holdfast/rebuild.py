@@ -29,7 +29,7 @@ from urllib.parse import urlsplit
 from holdfast import fingerprint, offsite, postgres, restore
 from holdfast.failure import Failure
 from holdfast.fingerprint import Fingerprint
-from holdfast.offsite import CURRENT, ENCRYPTED, SETTINGS, Offsite, Settings
+from holdfast.offsite import CURRENT, DOCUMENTS, ENCRYPTED, SETTINGS, Offsite, Settings
 
 FOLDER = Path("/var/lib/holdfast-rebuild")
 STATE = FOLDER / "state.json"
@@ -41,7 +41,7 @@ PARTS = ("certificates", "release", "database", "documents")
 STOPWATCH = (HOST, "database", "documents", "certificates", "release", APPLICATION, CHECK)
 # What becomes of a host that was lost before its first copy.
 WITHOUT = {"certificates": "the proxy gets new ones", "release": "the images that the inventory names become the live ones"}
-LAST_WRITE = re.compile(r"last completed transaction was at log time (\S+ \S+ \S+)")
+LAST_WRITE = re.compile(r"last completed transaction was at log time (\S+ \S+)")
 CERTIFICATE = re.compile(r"-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----", re.DOTALL)
 HTTPS_PORT = 443
 ANSWER_SECONDS = 60
@@ -184,7 +184,7 @@ def _database() -> list[str]:
     rows = sum(sum(tables.values()) for tables in found.rows.values())
     written = LAST_WRITE.findall(_recovery_log())
     upto = f", the last one of {written[-1]}" if written else ""
-    return [f"Database: all that was archived is back{upto}; {rows} rows. {'; '.join(found.said).capitalize()}."]
+    return [f"Database: all that was archived is back{upto}; {rows} rows. Proven: {'; '.join(found.said)}."]
 
 
 def _recovery_log() -> str:
@@ -340,7 +340,7 @@ def _compare_rows(copies: Offsite) -> tuple[list[str], list[str]]:
 def _compare_documents(copies: Offsite) -> tuple[list[str], list[str]]:
     if not copies.settings.documents:
         return [], []
-    sizes = {each["Path"]: each["Size"] for each in copies.tool.entries(f"documents:{copies.settings.documents.bucket}", recursive=True)}
+    sizes = {each["Path"]: each["Size"] for each in copies.tool.entries(f"{DOCUMENTS}:{copies.settings.documents.bucket}", recursive=True)}
     listed = copies.tool.entries(CURRENT, recursive=True)
     wrong = [each["Path"] for each in listed if sizes.get(each["Path"]) != each["Size"]]
     if wrong:

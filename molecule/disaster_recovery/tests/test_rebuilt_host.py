@@ -19,7 +19,7 @@ import documents
 import past
 import pytest
 import recovery
-from database import ask
+from database import DATABASE, ask
 from testinfra.host import Host
 
 from tools import bucket, demo, secrets
@@ -33,10 +33,11 @@ from tools.writer import Writer
 PAGE = ROOT / "docs" / "recovery.md"
 BEFORE, LOST = "Before anything happens", "The machine is lost"
 FILL_MB = int(os.environ.get("HOLDFAST_FILL_MB", "50"))
-# Two kilobytes a row that no compression makes less of.
+TABLE = "DROP TABLE IF EXISTS filling; CREATE TABLE filling (n int GENERATED ALWAYS AS IDENTITY PRIMARY KEY, body text)"
+# Two kilobytes a row, of which compression makes little less.
 FILL = (
-    "DROP TABLE IF EXISTS filling; CREATE TABLE filling AS SELECT n, (SELECT string_agg(md5(random()::text || n), '') "
-    f"FROM generate_series(1, 64)) AS body FROM generate_series(1, {FILL_MB * 500}) n; ALTER TABLE filling ADD PRIMARY KEY (n)"
+    f"head --bytes={FILL_MB * 750}K /dev/urandom | base64 --wrap=2000 | timeout 900 runuser -u postgres -- psql --no-psqlrc --quiet "
+    f"--dbname {DATABASE} --command '\\copy filling (body) FROM STDIN'"
 )
 CHECKSUM = "SELECT count(*) || ' ' || coalesce(sum(('x' || left(md5({0}::text), 15))::bit(60)::bigint), 0) FROM {0}"
 HELD = "SELECT id FROM written"
@@ -125,7 +126,8 @@ def _known(host: Host, host_name: str, owner: Path, folder: Path) -> Known:
     document = application.upload(text)
     others = [application.upload(f"Finding {number}: {uuid.uuid4().hex} " * 20) for number in range(4)]
     application.wait_done(document, *others)
-    ask(host, FILL)
+    ask(host, TABLE)
+    host.check_output(FILL)
     host.check_output("timeout 600 holdfast backup incr")
     with Writer(host_name) as writer:
         host.check_output("timeout 600 systemctl start holdfast-offsite@dumps.service holdfast-offsite@files.service")
