@@ -18,6 +18,8 @@ from tools.shell import run
 
 SCRATCH = "/var/lib/postgresql/scratch"
 BIN = "/usr/lib/postgresql/17/bin"
+# Where the first repository is away, it is asked in vain for each segment before the next one is.
+RECOVERY_SECONDS = 300
 METRICS = "/var/lib/prometheus/node-exporter"
 
 
@@ -53,7 +55,9 @@ def restored(host: Host, question: str, *options: str) -> str:
         psql = (
             f"{as_postgres} psql --no-psqlrc --quiet --tuples-only --no-align --set ON_ERROR_STOP=1 --host {SCRATCH} --dbname smart_audit"
         )
-        wait_until(lambda: host.check_output(f"{psql} --command 'SELECT pg_is_in_recovery()'") == "f", "the end of recovery")
+        wait_until(
+            lambda: host.check_output(f"{psql} --command 'SELECT pg_is_in_recovery()'") == "f", "the end of recovery", RECOVERY_SECONDS
+        )
         return host.check_output(f"{psql} --command %s", question)
     finally:
         host.run(f"timeout 60 runuser -u postgres -- {BIN}/pg_ctl --mode=immediate --pgdata={SCRATCH} stop; rm -rf {SCRATCH}")
