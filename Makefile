@@ -17,6 +17,7 @@ TOOLS := python3 -m tools
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo '  ansible-playbook site.yml   bring the production hosts to what the inventory says'
+	@echo '  ansible-playbook playbooks/rebuild.yml   bring a lost host back on a bare machine (docs/recovery.md)'
 
 demo: venv ## the whole application on this machine, from nothing, at https://localhost:8443
 	@$(TOOLS) demo-up

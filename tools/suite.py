@@ -24,6 +24,7 @@ SCENARIOS = (
     "restore_drill",
     "postgresql",
     "firewall",
+    "integrity",
     "access",
     "hardening",
     "caddy",
