@@ -75,6 +75,8 @@ def follow(host: Host, host_name: str, command: str, **inputs: Any) -> str:
 
 def archived(host: Host) -> None:
     """Wait until all that is written now is in every repository."""
+    # Where nothing was written since the last one, no segment would end.
+    ask(host, "SELECT pg_current_xact_id()")
     segment = ask(host, "SELECT pg_walfile_name(pg_switch_wal())")
     done = f"SELECT count(*) FROM pg_ls_archive_statusdir() WHERE name = '{segment}.done'"
     wait_until(lambda: ask(host, done) == "1", f"the archiving of {segment}")
