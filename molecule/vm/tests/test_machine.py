@@ -113,9 +113,9 @@ def _open_doors(host: Host) -> Iterator[None]:
     serve = f"docker run --detach --name molecule-open --publish 0.0.0.0:{PUBLISHED}:8000 --entrypoint /usr/bin/env {image} {SERVER} 8000"
     host.check_output(serve)
     host.check_output(f"systemd-run --collect --unit=molecule-open {SERVER} {LISTENING}")
-    for port in (PUBLISHED, LISTENING):
-        # On the machine itself it is open.
-        wait_until(lambda port=port: host.run(f"timeout 5 bash -c 'echo > /dev/tcp/127.0.0.1/{port}'").rc == 0, f"port {port}")
+    # On the machine itself both are open.
+    knock = f"timeout 10 bash -c 'echo > /dev/tcp/127.0.0.1/{PUBLISHED} && echo > /dev/tcp/127.0.0.1/{LISTENING}'"
+    wait_until(lambda: host.run(knock).rc == 0, "the opening of two ports")
     yield
     host.run("docker rm --force molecule-open; systemctl stop molecule-open.service")
 
