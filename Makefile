@@ -7,6 +7,7 @@ MAKEFLAGS += --no-builtin-rules
 # ansible-core 2.19 runs on Python 3.11 to 3.13; tools/venv.py finds one if this is another.
 PYTHON ?= python3
 INVENTORY ?= production
+DISK ?= bare
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PYTHONUNBUFFERED := 1
@@ -49,7 +50,7 @@ test-role: venv ## one role's scenario: make test-role ROLE=postgresql
 	@$(TOOLS) molecule $(ROLE)
 
 test-vm: venv ## the site on a real virtual machine under QEMU, with a power cut; over an hour where KVM does not work
-	@$(TOOLS) vm-test
+	@$(TOOLS) vm-test $(DISK)
 
 bench: venv ## measure runs, memory and requests; docs/benchmarks.md keeps the figures
 	@$(TOOLS) bench
