@@ -128,6 +128,11 @@ class Disk:
         return self.folder / "kept.qcow2"
 
     @property
+    def kept_bucket(self) -> Path:
+        """What its bucket held then: a disk and a bucket of different times contradict each other."""
+        return self.folder / "bucket.tar"
+
+    @property
     def kernel(self) -> Path:
         """The kernel."""
         return self.folder / "vmlinuz"
@@ -354,6 +359,8 @@ def up() -> bool:
     bucket.up(NAME)
     FOLDER.mkdir(parents=True, exist_ok=True)
     disk = make_disk()
+    if disk.kept.exists() and not RUNNING_DISK.exists():
+        bucket.load(NAME, disk.kept_bucket)
     accelerator(disk)
     machine = Machine(str(disk.folder), {port: _free_port() for port in OPEN_PORTS})
     begun = time.monotonic()
@@ -366,9 +373,10 @@ def up() -> bool:
 
 
 def keep() -> None:
-    """Switch the machine off, and begin from its disk from now on, until it is forgotten."""
+    """Switch the machine off, and begin from its disk and its bucket from now on, until it is forgotten."""
     if machine := running():
         machine.power_off()
+        bucket.save(NAME, machine.disk.kept_bucket)
         kept = machine.disk.kept
         if kept.exists():
             run(["qemu-img", "commit", "-q", RUNNING_DISK])
@@ -391,7 +399,7 @@ def forget() -> None:
     """End the machine, and forget what was kept of it, on its disk and in its bucket."""
     down()
     bucket.down(NAME)
-    for path in FOLDER.glob("*/kept.qcow2"):
+    for path in [*FOLDER.glob("*/kept.qcow2"), *FOLDER.glob("*/bucket.tar")]:
         path.unlink()
 
 
