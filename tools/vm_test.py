@@ -80,7 +80,7 @@ def _pytest(name: str, *tests: str | Path) -> Outcome:
     words: list[str | Path] = [VENV_BIN / "pytest", "--verbose", f"--hosts={host}", f"--junitxml={report}", *tests]
     run(words, show=True, check=False, timeout_seconds=TEST_SECONDS, env={"NO_COLOR": "1"})
     if not report.exists():
-        raise Failure(f"pytest ended without a report; what it said is above.")
+        raise Failure("pytest ended without a report; what it said is above.")
     return outcome(report)
 
 
