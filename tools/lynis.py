@@ -18,11 +18,11 @@ set -eu
 export DEBIAN_FRONTEND=noninteractive
 installed() { dpkg-query --show --showformat='${Package}\\n' | sort; }
 installed > /run/packages.before
-apt-get install --yes --quiet=2 --no-install-recommends lynis >/dev/null
-lynis audit system --quick --quiet --no-colors --cronjob >/dev/null
+apt-get install --yes --quiet=2 --no-install-recommends lynis </dev/null >/dev/null
+lynis audit system --quick --quiet --no-colors --cronjob </dev/null >/dev/null
 cat /var/log/lynis-report.dat
 new=$(installed | comm -13 /run/packages.before -)
-apt-get purge --yes --quiet=2 $new >/dev/null
+apt-get purge --yes --quiet=2 $new </dev/null >/dev/null
 rm -f /var/log/lynis.log /var/log/lynis-report.dat /run/packages.before
 """
 # Test of Lynis → why what it suggests is not done here.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import json
 import re
 import socket
 import ssl
@@ -114,7 +115,8 @@ def _open_doors(host: Host) -> Iterator[None]:
     host.check_output(serve)
     host.check_output(f"systemd-run --collect --unit=molecule-open {SERVER} {LISTENING}")
     # On the machine itself both are open.
-    knock = f"timeout 10 bash -c 'echo > /dev/tcp/127.0.0.1/{PUBLISHED} && echo > /dev/tcp/127.0.0.1/{LISTENING}'"
+    address = json.loads(host.check_output("ip -json route get 192.0.2.1"))[0]["prefsrc"]
+    knock = f"timeout 10 bash -c 'echo > /dev/tcp/{address}/{PUBLISHED} && echo > /dev/tcp/{address}/{LISTENING}'"
     wait_until(lambda: host.run(knock).rc == 0, "the opening of two ports")
     yield
     host.run("docker rm --force molecule-open; systemctl stop molecule-open.service")
