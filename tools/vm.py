@@ -50,6 +50,8 @@ COMMAND_LINE = "root=/dev/vda rw console=ttyS0 net.ifnames=0"
 EMULATED_COMMAND_LINE = f"{COMMAND_LINE} mitigations=off"
 KVM_SECONDS = 10
 BOOT_SECONDS = 400
+# An emulated processor that is busy lets half a minute pass before sshd says who it is.
+CONNECT_SECONDS = 90
 END_SECONDS = 400
 # The machine is new each time, and reached over loopback only.
 SSH_TEMPLATE = """Host {name}
@@ -59,7 +61,7 @@ SSH_TEMPLATE = """Host {name}
   IdentityFile "{key}"
   IdentitiesOnly yes
   BatchMode yes
-  ConnectTimeout 20
+  ConnectTimeout {seconds}
   StrictHostKeyChecking no
   UserKnownHostsFile /dev/null
   LogLevel ERROR
@@ -235,7 +237,9 @@ class Machine:
         self.pid = process.pid
         STATE.write_text(json.dumps(asdict(self)))
         SSH_CONFIG.write_text(
-            SSH_TEMPLATE.format(name=NAME, port=self.ports[22], user=admin.NAME, key=admin.KEY, folder=FOLDER.relative_to(ROOT))
+            SSH_TEMPLATE.format(
+                name=NAME, port=self.ports[22], user=admin.NAME, key=admin.KEY, folder=FOLDER.relative_to(ROOT), seconds=CONNECT_SECONDS
+            )
         )
 
     def power_off(self) -> None:
@@ -367,7 +371,8 @@ def up() -> bool:
     machine.power_on()
     machine.wait()
     say(f"The machine let its admin in {time.monotonic() - begun:.0f} s after power-on: {' '.join(map(str, machine.ssh_words()))}")
-    playbook.inventory(INVENTORY, {NAME: {"ansible_become": True, "ansible_ssh_common_args": f"-F {SSH_CONFIG}"}})
+    ansible = {"ansible_become": True, "ansible_ssh_common_args": f"-F {SSH_CONFIG}", "ansible_timeout": CONNECT_SECONDS}
+    playbook.inventory(INVENTORY, {NAME: ansible})
     name_neighbours(machine)
     return True
 
