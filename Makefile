@@ -49,7 +49,7 @@ test: venv ## everything that CI runs
 test-role: venv ## one role's scenario: make test-role ROLE=postgresql
 	@$(TOOLS) molecule $(ROLE)
 
-test-vm: venv ## the site on a real virtual machine under QEMU, with a power cut; over an hour where KVM does not work
+test-vm: venv ## the site on a real virtual machine under QEMU, with a power cut; hours where KVM does not work
 	@$(TOOLS) vm-test $(DISK)
 
 bench: venv ## measure runs, memory and requests; docs/benchmarks.md keeps the figures
