@@ -7,12 +7,13 @@ MAKEFLAGS += --no-builtin-rules
 # ansible-core 2.19 runs on Python 3.11 to 3.13; tools/venv.py finds one if this is another.
 PYTHON ?= python3
 INVENTORY ?= production
+DISK ?= bare
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PYTHONUNBUFFERED := 1
 
 TOOLS := python3 -m tools
-.PHONY: help demo demo-info demo-shell demo-down secrets recovery-kit recovery-kit-check recover test test-role bench lint unit readme lock venv clean
+.PHONY: help demo demo-info demo-shell demo-down secrets recovery-kit recovery-kit-check recover test test-role test-vm bench lint unit readme lock venv clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -48,6 +49,9 @@ test: venv ## everything that CI runs
 
 test-role: venv ## one role's scenario: make test-role ROLE=postgresql
 	@$(TOOLS) molecule $(ROLE)
+
+test-vm: venv ## the site on a real virtual machine under QEMU, with a power cut; hours where KVM does not work
+	@$(TOOLS) vm-test $(DISK)
 
 bench: venv ## measure runs, memory and requests; docs/benchmarks.md keeps the figures
 	@$(TOOLS) bench

@@ -18,6 +18,7 @@ COMMANDS: dict[str, tuple[str, str, tuple[str, ...], str]] = {
     "host-reboot": ("tools.host", "reboot", ("name",), "restart a test host and wait until it is up"),
     "vm-up": ("tools.vm", "up", (), "bring the virtual machine up"),
     "vm-keep": ("tools.vm", "keep", (), "switch the virtual machine off, and begin from its disk from now on"),
+    "vm-test": ("tools.vm_test", "main", ("disk",), "the site on a real virtual machine, from a disk that is bare or kept"),
     "vm-down": ("tools.vm", "down", (), "end the virtual machine"),
     "bucket-up": ("tools.bucket", "up", ("host_name",), "bring up the bucket that a test host keeps its past in"),
     "bucket-down": ("tools.bucket", "down", ("host_name",), "remove the bucket of a test host with all that it keeps"),

@@ -46,13 +46,13 @@ class Answer:
 class _Connection(http.client.HTTPSConnection):
     """Connects to an address of the test network, and checks the certificate for the application's name."""
 
-    def __init__(self, address: str, context: ssl.SSLContext) -> None:
+    def __init__(self, address: str, port: int, context: ssl.SSLContext) -> None:
         super().__init__(DOMAIN, 443, context=context, timeout=15)
-        self._address, self._tls = address, context
+        self._peer, self._tls = (address, port), context
 
     def connect(self) -> None:
         """Connect to the address, and speak TLS with the name."""
-        plain = socket.create_connection((self._address, 443), timeout=15)
+        plain = socket.create_connection(self._peer, timeout=15)
         self.sock = self._tls.wrap_socket(plain, server_hostname=DOMAIN)
 
 
@@ -64,10 +64,11 @@ class Application:
     context: ssl.SSLContext
     password: str
     cookie: str = field(default="")
+    port: int = 443
 
     def call(self, method: str, path: str, body: bytes = b"", headers: dict[str, str] | None = None) -> Answer:
         """Send one request with the session's cookie."""
-        connection = _Connection(self.address, self.context)
+        connection = _Connection(self.address, self.port, self.context)
         try:
             sent = {"Origin": ORIGIN, **({"Cookie": self.cookie} if self.cookie else {}), **(headers or {})}
             connection.request(method, path, body or None, sent)
@@ -80,7 +81,7 @@ class Application:
         """Say whether the application answers a person who is logged in."""
         try:
             return self.call("GET", "/api/documents").status == 200
-        except OSError:
+        except (OSError, http.client.HTTPException):
             return False
 
     def login(self) -> Answer:

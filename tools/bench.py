@@ -103,12 +103,12 @@ def _local() -> Run:
     return _parse(time.monotonic() - begun, said)
 
 
-def _load(url: str, cookie: str) -> dict[str, str]:
-    """Ask one address for SECONDS over CONNECTIONS kept connections; return requests per second, p50, p99 and errors."""
+def load(url: str, cookie: str, connections: int = CONNECTIONS, seconds: int = SECONDS) -> dict[str, str]:
+    """Ask one address for some seconds over kept connections; return requests per second, p50, p99 and errors."""
     said = run(
-        ["wrk", "--threads", "2", "--connections", str(CONNECTIONS), "--duration", f"{SECONDS}s", "--latency",
+        ["wrk", "--threads", "2", "--connections", str(connections), "--duration", f"{seconds}s", "--latency", "--timeout", "30s",
          "--header", f"Cookie: {cookie}", url],
-        timeout_seconds=SECONDS + 60,
+        timeout_seconds=seconds + 60,
     ).stdout  # fmt: skip
     found = dict(re.findall(r"^\s+(50%|99%)\s+(\S+)$", said, re.MULTILINE))
     rate = re.search(r"Requests/sec:\s+([\d.]+)", said)
@@ -185,7 +185,7 @@ def _requests() -> dict[str, dict[str, str]]:
         "list of documents": "/api/documents",
         "vector search": "/api/search?q=voucher+paid+twice&limit=5",
     }
-    return {name: _load(base + path, client.cookie) for name, path in paths.items()}
+    return {name: load(base + path, client.cookie) for name, path in paths.items()}
 
 
 def _report(

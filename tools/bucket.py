@@ -206,6 +206,26 @@ def up(host_name: str) -> bool:
     return True
 
 
+def save(host_name: str, archive: Path) -> None:
+    """Copy all that a host's bucket keeps into an archive; it serves again afterwards."""
+    name = name_of(host_name)
+    run(["docker", "stop", name], timeout_seconds=60)
+    run(["sh", "-c", f"docker cp {name}:/data - > {archive}"])
+    run(["docker", "start", name])
+    wait_serving(host_name)
+
+
+def load(host_name: str, archive: Path) -> None:
+    """Have a host's bucket keep what an archive holds, and nothing else: what came later belongs to a disk that is gone."""
+    name = name_of(host_name)
+    run(["docker", "stop", name], timeout_seconds=60)
+    image = run(["docker", "inspect", "--format", "{{.Image}}", name]).stdout.strip()
+    run(["docker", "run", "--rm", "--volumes-from", name, image, "find", "/data", "-mindepth", "1", "-delete"])
+    run(["sh", "-c", f"docker cp - {name}:/ < {archive}"])
+    run(["docker", "start", name])
+    wait_serving(host_name)
+
+
 def down(host_name: str) -> bool:
     """Remove the bucket of a host with all that it keeps, and say whether it was there."""
     (FOLDER / name_of(host_name) / "mark").unlink(missing_ok=True)

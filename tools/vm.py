@@ -50,6 +50,8 @@ COMMAND_LINE = "root=/dev/vda rw console=ttyS0 net.ifnames=0"
 EMULATED_COMMAND_LINE = f"{COMMAND_LINE} mitigations=off"
 KVM_SECONDS = 10
 BOOT_SECONDS = 400
+# An emulated processor that is busy lets half a minute pass before sshd says who it is.
+CONNECT_SECONDS = 90
 END_SECONDS = 400
 # The machine is new each time, and reached over loopback only.
 SSH_TEMPLATE = """Host {name}
@@ -59,7 +61,7 @@ SSH_TEMPLATE = """Host {name}
   IdentityFile "{key}"
   IdentitiesOnly yes
   BatchMode yes
-  ConnectTimeout 20
+  ConnectTimeout {seconds}
   StrictHostKeyChecking no
   UserKnownHostsFile /dev/null
   LogLevel ERROR
@@ -126,6 +128,11 @@ class Disk:
     def kept(self) -> Path:
         """What a machine wrote onto it until it was kept: where later ones begin."""
         return self.folder / "kept.qcow2"
+
+    @property
+    def kept_bucket(self) -> Path:
+        """What its bucket held then: a disk and a bucket of different times contradict each other."""
+        return self.folder / "bucket.tar"
 
     @property
     def kernel(self) -> Path:
@@ -230,7 +237,9 @@ class Machine:
         self.pid = process.pid
         STATE.write_text(json.dumps(asdict(self)))
         SSH_CONFIG.write_text(
-            SSH_TEMPLATE.format(name=NAME, port=self.ports[22], user=admin.NAME, key=admin.KEY, folder=FOLDER.relative_to(ROOT))
+            SSH_TEMPLATE.format(
+                name=NAME, port=self.ports[22], user=admin.NAME, key=admin.KEY, folder=FOLDER.relative_to(ROOT), seconds=CONNECT_SECONDS
+            )
         )
 
     def power_off(self) -> None:
@@ -354,21 +363,25 @@ def up() -> bool:
     bucket.up(NAME)
     FOLDER.mkdir(parents=True, exist_ok=True)
     disk = make_disk()
+    if disk.kept.exists() and not RUNNING_DISK.exists():
+        bucket.load(NAME, disk.kept_bucket)
     accelerator(disk)
     machine = Machine(str(disk.folder), {port: _free_port() for port in OPEN_PORTS})
     begun = time.monotonic()
     machine.power_on()
     machine.wait()
     say(f"The machine let its admin in {time.monotonic() - begun:.0f} s after power-on: {' '.join(map(str, machine.ssh_words()))}")
-    playbook.inventory(INVENTORY, {NAME: {"ansible_become": True, "ansible_ssh_common_args": f"-F {SSH_CONFIG}"}})
+    ansible = {"ansible_become": True, "ansible_ssh_common_args": f"-F {SSH_CONFIG}", "ansible_timeout": CONNECT_SECONDS}
+    playbook.inventory(INVENTORY, {NAME: ansible})
     name_neighbours(machine)
     return True
 
 
 def keep() -> None:
-    """Switch the machine off, and begin from its disk from now on, until it is forgotten."""
+    """Switch the machine off, and begin from its disk and its bucket from now on, until it is forgotten."""
     if machine := running():
         machine.power_off()
+        bucket.save(NAME, machine.disk.kept_bucket)
         kept = machine.disk.kept
         if kept.exists():
             run(["qemu-img", "commit", "-q", RUNNING_DISK])
@@ -391,7 +404,7 @@ def forget() -> None:
     """End the machine, and forget what was kept of it, on its disk and in its bucket."""
     down()
     bucket.down(NAME)
-    for path in FOLDER.glob("*/kept.qcow2"):
+    for path in [*FOLDER.glob("*/kept.qcow2"), *FOLDER.glob("*/bucket.tar")]:
         path.unlink()
 
 

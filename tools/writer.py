@@ -6,6 +6,8 @@ import itertools
 import subprocess
 import threading
 import time
+from collections.abc import Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -26,9 +28,10 @@ SESSION_SECONDS = "900"
 class Writer:
     """About a hundred rows a second, from entering to leaving; where the server or its host is gone, it tries again with the next row."""
 
-    def __init__(self, host_name: str) -> None:
-        """Name the container that carries the host."""
-        self._as_postgres = ("docker", "exec", "--interactive", host_name, "timeout", SESSION_SECONDS, "runuser", "-u", "postgres", "--")
+    def __init__(self, host: str | Sequence[str | Path]) -> None:
+        """Name the container that carries the host, or give the beginning of a command line that runs something on it as root."""
+        way = ("docker", "exec", "--interactive", host) if isinstance(host, str) else host
+        self._as_postgres = (*way, "timeout", SESSION_SECONDS, "runuser", "-u", "postgres", "--")
         self._numbers = itertools.count(1)
         self._noted: dict[int, float] = {}
         self._stopped = threading.Event()
