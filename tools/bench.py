@@ -144,7 +144,7 @@ def main() -> None:
         with step("Requests without the firewall"):
             client, base = _log_in()
             confinement = bench_confinement.added(again.roles, again.said)
-            confinement += bench_confinement.firewall(NAME, lambda: _load(f"{base}/api/session", client.cookie))
+            confinement += bench_confinement.firewall(NAME, lambda: load(f"{base}/api/session", client.cookie))
         with step("Backups"):
             backups = bench_backup.measure(NAME, _p99)
         with step("Destroyed hosts"):
@@ -171,7 +171,7 @@ def _log_in() -> tuple[Application, str]:
 def _p99() -> float:
     """Return the slowest hundredth of the requests for the list of documents, in milliseconds."""
     client, base = _log_in()
-    return bench_confinement.milliseconds(_load(f"{base}/api/documents", client.cookie)["p99"])
+    return bench_confinement.milliseconds(load(f"{base}/api/documents", client.cookie)["p99"])
 
 
 def _requests() -> dict[str, dict[str, str]]:
