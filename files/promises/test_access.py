@@ -23,7 +23,7 @@ def settings(host: Host) -> dict[str, list[str]]:
 def knock(host: Host, user: str, port: str) -> str:
     """Connect to the sshd that runs, offer no key, and return what was said."""
     options = "-o BatchMode=yes -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -o PubkeyAuthentication=no -o ConnectTimeout=5"
-    # Turned round: over ssh, testinfra would take ssh's own 255 for a lost connection.
+    # As a question: over ssh, testinfra would take ssh's own 255 for a lost connection.
     done = host.run(f"timeout 20 ssh -vv {options} -p {port} {user}@127.0.0.1 true; test $? -eq 255")
     assert done.rc == 0, f"{user} got in: {done.stdout}{done.stderr}"
     return str(done.stderr)
