@@ -49,7 +49,7 @@ class Loss:
     Attributes:
         rows: rows that were acknowledged.
         missing: of these, the rows that are missing.
-        seconds: how long before the end the first of them was acknowledged.
+        seconds: how long before the last acknowledged row the first of them was acknowledged.
     """
 
     rows: int
@@ -61,12 +61,11 @@ def _once(name: str, reader: str) -> Loss:
     with Writer(name) as writer:
         time.sleep(random.uniform(*WRITING_SECONDS))  # noqa: S311  # no secret is made of it
         run(["docker", "kill", name])
-        destroyed = time.time()
     words = ["docker", "exec", "--interactive", reader, "runuser", "-u", "postgres", "--", "bash", "-s", FOLDER]
-    missing = writer.missing(run(words, stdin=RESTORE, timeout_seconds=300).stdout)
+    missing, seconds = writer.loss(run(words, stdin=RESTORE, timeout_seconds=300).stdout)
     run(["docker", "start", name])
     host.wait_booted(name)
-    return Loss(len(writer.acknowledged()), len(missing), destroyed - min(missing.values(), default=destroyed))
+    return Loss(len(writer.acknowledged()), missing, seconds)
 
 
 def measure(reader: str, folder: Path) -> list[str]:

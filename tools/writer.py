@@ -109,3 +109,13 @@ class Writer:
         """
         numbers = set(map(int, held.split()))
         return {number: at for number, at in self.acknowledged().items() if number not in numbers}
+
+    def loss(self, held: str) -> tuple[int, float]:
+        """Return how many acknowledged rows are not held, and of how many seconds of writes, back from the last row that was acknowledged.
+
+        Args:
+            held: answer to `SELECT id FROM written`.
+        """
+        missing = self.missing(held)
+        last = max(self.acknowledged().values())
+        return len(missing), last - min(missing.values(), default=last)
