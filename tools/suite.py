@@ -37,7 +37,7 @@ SCENARIOS = (
     "preflight",
 )
 AT_A_TIME = 2
-SCENARIO_SECONDS = 1800
+SCENARIO_SECONDS = 2700
 LOGS = CACHE / "logs"
 # What says why a job failed, in pytest's words and in Ansible's; a log's tail often shows only what came after.
 REASON = re.compile(r"^\s*\"?(?:FAILED |ERROR |fatal: |E  )")
