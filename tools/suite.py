@@ -15,6 +15,7 @@ from tools.shell import CACHE, ROOT, VENV_BIN, Failure, run, say
 # Longest first, so that two at a time end together; on two cores a third would only make the others slower.
 SCENARIOS = (
     "site",
+    "disaster_recovery",
     "app",
     "pgvector",
     "pgbackrest",
