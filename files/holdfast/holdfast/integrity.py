@@ -18,7 +18,6 @@ import os
 import re
 import stat
 import syslog
-import tempfile
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -26,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from holdfast import metrics
+from holdfast import durable, metrics
 from holdfast.failure import Failure
 from holdfast.metrics import Gauge
 
@@ -198,16 +197,8 @@ class Baseline:
             for name, entry in sorted(self.entries.items())
         }
         text = json.dumps({**self.watch.said(), "paths": paths}).encode()
-        _write(FOLDER / "baseline.json", text, 0o400)
+        durable.write(FOLDER / "baseline.json", text, 0o400)
         _tell(f"the baseline has {len(paths)} paths, and the SHA-256 {hashlib.sha256(text).hexdigest()}")
-
-
-def _write(path: Path, content: bytes, mode: int) -> None:
-    with tempfile.NamedTemporaryFile("wb", dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-        file.write(content)
-        os.fchmod(file.fileno(), mode)
-        os.fsync(file.fileno())
-    Path(file.name).replace(path)
 
 
 def _tell(text: str) -> None:
@@ -296,7 +287,7 @@ class Bracket:
         """Remember what differed."""
         BRACKETS.mkdir(mode=0o700, parents=True, exist_ok=True)
         content = {path: entry and [entry.kind, entry.mode, entry.owner, entry.content] for path, entry in before.items()}
-        _write(self.path, json.dumps(content).encode(), 0o400)
+        durable.write(self.path, json.dumps(content).encode(), 0o400)
 
     def before(self) -> dict[str, Entry | None] | None:
         """Return what differed when it began; nothing where it has not."""

@@ -11,7 +11,6 @@ import http.client
 import io
 import json
 import logging
-import os
 import re
 import socket
 import ssl
@@ -26,7 +25,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from holdfast import fingerprint, offsite, postgres, restore
+from holdfast import durable, fingerprint, offsite, postgres, restore
 from holdfast.failure import Failure
 from holdfast.fingerprint import Fingerprint
 from holdfast.offsite import CURRENT, DOCUMENTS, ENCRYPTED, SETTINGS, Offsite, Settings
@@ -84,12 +83,7 @@ class State:
     def write(self) -> None:
         """Keep it, on the disk itself."""
         FOLDER.mkdir(mode=0o700, parents=True, exist_ok=True)
-        fresh = STATE.with_suffix(".new")
-        with fresh.open("w", encoding="utf-8") as file:
-            json.dump(asdict(self), file)
-            file.flush()
-            os.fsync(file.fileno())
-        fresh.replace(STATE)
+        durable.write(STATE, json.dumps(asdict(self)).encode())
 
     def done(self, part: str, seconds: float, said: list[str]) -> None:
         """Note that a part is done."""

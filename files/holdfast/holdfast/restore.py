@@ -23,7 +23,7 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
-from holdfast import backup, postgres, proof, recovery
+from holdfast import backup, durable, postgres, proof, recovery
 from holdfast.failure import Failure
 from holdfast.recovery import Archive, Choice, Target
 from holdfast.server import Server
@@ -91,12 +91,7 @@ class State:
         if step:
             log.info("%s", step)
         FOLDER.mkdir(mode=0o700, parents=True, exist_ok=True)
-        fresh = STATE.with_suffix(".new")
-        with fresh.open("w", encoding="utf-8") as file:
-            json.dump(asdict(self), file)
-            file.flush()
-            os.fsync(file.fileno())
-        fresh.replace(STATE)
+        durable.write(STATE, json.dumps(asdict(self)).encode())
 
 
 @dataclass(frozen=True)
