@@ -41,7 +41,12 @@ def inventory(folder: Path, hosts: Mapping[str, Mapping[str, object]]) -> Path:
 
 
 def play(
-    source: Path, playbook: str, *words: str, inputs: Mapping[str, Any] | None = None, timeout_seconds: float = PLAY_SECONDS
+    source: Path,
+    playbook: str,
+    *words: str,
+    inputs: Mapping[str, Any] | None = None,
+    timeout_seconds: float = PLAY_SECONDS,
+    log: Path | None = None,
 ) -> subprocess.CompletedProcess[str]:
     """Run a playbook, and return its exit code and what it printed, without colours.
 
@@ -51,16 +56,21 @@ def play(
         words: further arguments.
         inputs: variables that win over the inventory's; they are in no list of processes.
         timeout_seconds: ended after this many seconds.
+        log: where it writes line by line what it does, with the time; what was there before goes.
 
     Raises:
         Failure: it had not ended in time.
     """
+    env = dict(ENVIRONMENT)
+    if log:
+        log.unlink(missing_ok=True)
+        env["ANSIBLE_LOG_PATH"] = str(log)
     with tempfile.NamedTemporaryFile("w", suffix=".json") as given:
         json.dump(inputs or {}, given)
         given.flush()
         return run(
             [VENV_BIN / "ansible-playbook", "-i", source, playbook, "-e", f"@{given.name}", *words],
-            env=ENVIRONMENT, check=False, timeout_seconds=timeout_seconds,
+            env=env, check=False, timeout_seconds=timeout_seconds,
         )  # fmt: skip
 
 
