@@ -11,6 +11,8 @@ import pytest
 from testinfra.host import Host
 
 CA_FILE = "/etc/object-store/ca.crt"
+# Linux' uapi/linux/fs.h: the request that reads a file's attributes, and the attribute S of chattr.
+FS_IOC_GETFLAGS, FS_SYNC_FL = 0x80086601, 0x8
 
 
 @dataclass(frozen=True)
@@ -119,6 +121,22 @@ def test_old_tls_is_refused(host: Host, address: str) -> None:
     asked = f"timeout 20 openssl s_client -connect {address} -CAfile {CA_FILE}"
     assert host.run(f"{asked} -tls1_1 -cipher 'DEFAULT@SECLEVEL=0' </dev/null").rc != 0
     assert host.run(f"{asked} -tls1_2 </dev/null").rc == 0
+
+
+def test_accepted_is_on_the_disk(host: Host) -> None:
+    """Each file of the store is written to the disk at once: what was accepted survives a power cut."""
+    look = (
+        "import fcntl, os, struct\n"
+        "for folder, _, names in os.walk('/var/lib/object-store'):\n"
+        "    for path in [folder, *(os.path.join(folder, name) for name in names)]:\n"
+        "        opened = os.open(path, os.O_RDONLY)\n"
+        f"        flags = struct.unpack('l', fcntl.ioctl(opened, {FS_IOC_GETFLAGS:#x}, bytes(8)))[0]\n"
+        "        os.close(opened)\n"
+        f"        print(path, bool(flags & {FS_SYNC_FL:#x}))\n"
+    )
+    shown = dict(line.rsplit(" ", 1) for line in host.check_output("timeout 60 python3 -c %s", look).splitlines())
+    assert any(path.endswith(".dat") for path in shown)
+    assert {path for path, synchronous in shown.items() if synchronous != "True"} == set()
 
 
 def test_boot(host: Host) -> None:
