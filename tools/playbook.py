@@ -61,10 +61,9 @@ def play(
     Raises:
         Failure: it had not ended in time.
     """
-    env = dict(ENVIRONMENT)
+    env = ENVIRONMENT | ({"ANSIBLE_LOG_PATH": str(log)} if log else {})
     if log:
-        log.unlink(missing_ok=True)
-        env["ANSIBLE_LOG_PATH"] = str(log)
+        log.unlink(missing_ok=True)  # Ansible appends
     with tempfile.NamedTemporaryFile("w", suffix=".json") as given:
         json.dump(inputs or {}, given)
         given.flush()
