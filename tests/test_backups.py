@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import os
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
-from holdfast import archive, backup, metrics, postgres
+from holdfast import __main__, archive, backup, metrics, postgres, restore
 from holdfast.archive import Seen, Server
 from holdfast.backup import DAY_SECONDS, Repository, kept_fulls
 from holdfast.failure import Failure
@@ -18,9 +21,9 @@ from holdfast.metrics import Gauge
 NOW = 1_800_000_000.0
 
 
-def ended(*days_ago: float) -> list[int]:
-    """Return when full backups ended, oldest first."""
-    return sorted(int(NOW - days * DAY_SECONDS) for days in days_ago)
+def ended(*days_ago: float, damaged: tuple[float, ...] = ()) -> list[tuple[int, bool]]:
+    """Return when full backups ended, oldest first, and whether each is good."""
+    return sorted((int(NOW - days * DAY_SECONDS), days not in damaged) for days in (*days_ago, *damaged))
 
 
 @pytest.mark.parametrize(
@@ -33,10 +36,15 @@ def ended(*days_ago: float) -> list[int]:
         (2, 14, ended(30, 37), 2),
         (4, 7, ended(1, 8, 15, 22, 29), 4),
         (1, 1, ended(0.1, 0.2, 0.3), 3),
+        (2, 1, ended(1, 15, damaged=(8,)), 3),
+        (2, 1, ended(8, 15, 22, damaged=(1,)), 3),
+        (1, 14, ended(3, 20, 27, damaged=(10, 17)), 4),
+        (2, 14, ended(3, damaged=(10, 17)), 3),
+        (2, 1, ended(damaged=(3, 10, 17)), 3),
     ],
 )
-def test_recoverable_for_days(minimum: int, days: int, fulls: list[int], kept: int) -> None:
-    """Kept are a number of full backups, and one that ended before the first of the days."""
+def test_recoverable_for_days(minimum: int, days: int, fulls: list[tuple[int, bool]], kept: int) -> None:
+    """Kept are a number of good full backups, and one that ended before the first of the days; a damaged one takes no good one's place."""
     assert min(kept_fulls(Repository(1, minimum, days), fulls, NOW), len(fulls)) == kept
 
 
@@ -51,14 +59,15 @@ def test_segments_of_another_size() -> None:
     assert list(archive.segments("00000001000000000000003F", "000000010000000100000000", 64 * 2**20)) == ["000000010000000100000000"]
 
 
-SERVER = Server(0, 0, "000000010000000000000005", NOW, 0, 0, 0, 16 * 2**20)
+SERVER = Server(0, 0, "000000010000000000000005", NOW, 0, 0, 0, 16 * 2**20, "on")
 GOOD = {1: Seen(backups={"full": NOW})}
 
 
 @pytest.mark.parametrize(
     ("server", "seen", "gap", "words"),
     [
-        (Server(7, 61, None, 0, 0, 0, 0, 1), GOOD, False, "7 segments of WAL wait"),
+        (Server(7, 61, None, 0, 0, 0, 0, 1, "on"), GOOD, False, "7 segments of WAL wait"),
+        (Server(0, 0, None, 0, 0, 0, 0, 1, "off"), GOOD, False, "archive_mode is off, so nothing that is written leaves the host"),
         (SERVER, {1: Seen(fault="unable to open")}, False, "Repository 1 can't be asked: unable to open"),
         (SERVER, {**GOOD, 2: Seen()}, False, "Repository 2 has no backup"),
         (SERVER, GOOD, True, "WAL is missing"),
@@ -96,11 +105,15 @@ def test_what_is_damaged(said: str, found: list[str]) -> None:
     assert backup.damages(said) == found
 
 
+MADE = {"label": "new", "error": False, "type": "full", "timestamp": {"stop": 5}, "database": {"repo-key": 1}}
+
+
 @pytest.mark.parametrize(("said", "last"), [("", NOW), (BACKUP, NOW - 7 * DAY_SECONDS)])
 def test_verified(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, said: str, last: float) -> None:
     """A proof that fails leaves the time of the last one that did not."""
     name = 'holdfast_repository_verified_timestamp_seconds{repository="1"}'
     monkeypatch.setattr(postgres, "pgbackrest", lambda *words, **_: said)
+    monkeypatch.setattr(postgres, "info", lambda: {"backup": [MADE]})
     monkeypatch.setattr(backup, "repositories", lambda: [Repository(1, 1, 1)])
     monkeypatch.setattr(backup, "LOCK", tmp_path)
     monkeypatch.setattr(metrics, "FOLDER", tmp_path)
@@ -118,7 +131,7 @@ def test_verified(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, said: str, la
 def test_backup_of_damaged_pages_fails(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: bool) -> None:  # noqa: FBT001
     """A backup in which pgBackRest met a wrong checksum has failed, and nothing older expires."""
     called: list[str] = []
-    made = {"label": "new", "error": error, "type": "full", "timestamp": {"stop": 5}, "database": {"repo-key": 1}}
+    made = {**MADE, "error": error}
     monkeypatch.setattr(postgres, "pgbackrest", lambda *words, **_: called.append(words[0]))
     monkeypatch.setattr(postgres, "info", lambda: {"backup": [made]})
     monkeypatch.setattr(backup, "repositories", lambda: [Repository(1, 1, 1)])
@@ -130,6 +143,58 @@ def test_backup_of_damaged_pages_fails(monkeypatch: pytest.MonkeyPatch, tmp_path
     else:
         backup.run("full")
     assert called == (["backup"] if error else ["backup", "expire"])
+
+
+def test_proof_finds_a_damaged_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A page that was damaged before it was backed up has the right checksum in the repository; once a good backup follows, all is well."""
+    made = [{**MADE, "error": True}]
+    monkeypatch.setattr(postgres, "pgbackrest", lambda *words, **_: "")
+    monkeypatch.setattr(postgres, "info", lambda: {"backup": made})
+    (said,) = backup._verify(Repository(1, 1, 1))
+    assert "the backup new was made of pages whose checksums are wrong" in said
+    made.append({**MADE, "label": "newer", "timestamp": {"stop": 6}})
+    assert backup._verify(Repository(1, 1, 1)) == []
+
+
+@pytest.mark.parametrize("listed", [{"backup": []}, {"backup": [{}]}])
+def test_error_in_one_repository_leaves_the_next_its_backup(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, listed: dict[str, list[dict[str, object]]]
+) -> None:
+    """Whatever one repository answers, the next one gets its backup, and the metrics say that not all went well."""
+    called: list[str] = []
+    monkeypatch.setattr(postgres, "pgbackrest", lambda *words, **_: called.append(words[1]))
+    monkeypatch.setattr(postgres, "info", lambda: listed)
+    monkeypatch.setattr(backup, "repositories", lambda: [Repository(1, 1, 1), Repository(2, 1, 1)])
+    monkeypatch.setattr(backup, "LOCK", tmp_path)
+    monkeypatch.setattr(metrics, "FOLDER", tmp_path)
+    with pytest.raises(Failure, match=r"repository 1: .*; repository 2: "):
+        backup.run("full")
+    assert called == ["--repo=1", "--repo=2"]
+    assert metrics.read("backup_full")['holdfast_backup_success{type="full"}'] == 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "result", "success"),
+    [("full", "oom-kill", 0), ("incr", "timeout", 0), ("diff", "signal", 0), ("full", "exit-code", 1), ("full", "success", 1)],
+)
+def test_backup_that_was_ended_is_recorded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kind: str, result: str, success: float) -> None:
+    """A backup that was killed has failed, and the last one that succeeded is still known; the rest has recorded itself."""
+    monkeypatch.setattr(metrics, "FOLDER", tmp_path)
+    monkeypatch.setenv("SERVICE_RESULT", result)
+    backup._record(kind, NOW, success=True)
+    name = f'holdfast_backup_last_success_timestamp_seconds{{type="{kind}"}}'
+    last = metrics.read(f"backup_{kind}")[name]
+    backup.ended(kind)
+    after = metrics.read(f"backup_{kind}")
+    assert after[f'holdfast_backup_success{{type="{kind}"}}'] == success and after[name] == last
+
+
+def test_proof_that_was_ended_tells_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A restore ends a proof of the backups, and no metric of it changes."""
+    monkeypatch.setattr(metrics, "FOLDER", tmp_path)
+    monkeypatch.setenv("SERVICE_RESULT", "signal")
+    backup.ended("verify")
+    assert not list(tmp_path.iterdir())
 
 
 def test_green() -> None:
@@ -145,3 +210,75 @@ def test_metrics_are_read_as_written(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert metrics.read("sample") == {"holdfast_a_seconds": math.inf, 'holdfast_b{type="a\\"b"}': 1}
     assert "# TYPE holdfast_a_seconds gauge" in metrics.path_of("sample").read_text()
     assert [path.name for path in tmp_path.iterdir()] == ["holdfast_sample.prom"]
+
+
+def test_full_disk_leaves_no_half_of_a_metric(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the disk has no room the metrics stay what they were, and nothing piles up beside them."""
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(metrics, "FOLDER", tmp_path)
+    metrics.write("sample", [Gauge("holdfast_a", "Whether.", 1)])
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(Failure, match="No space left"):
+        metrics.write("sample", [Gauge("holdfast_a", "Whether.", 0)])
+    assert metrics.read("sample") == {"holdfast_a": 1}
+    assert [path.name for path in tmp_path.iterdir()] == ["holdfast_sample.prom"]
+
+
+def test_gap_that_root_found_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a guard that root ran has left is replaced, not written to: its unit runs as another user."""
+    monkeypatch.setattr(archive, "WANTED", tmp_path / "backup-wanted")
+    archive.WANTED.write_text("of root")
+    before = archive.WANTED.stat().st_ino
+    archive._ask_for_backup(["000000010000000000000005"])
+    assert archive.WANTED.read_text() == "000000010000000000000005 000000010000000000000005\n"
+    assert archive.WANTED.stat().st_ino != before
+
+
+def test_guard_that_root_ran_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a guard leaves that root ran with a narrow umask is read by its unit; what can't be read all the same is told, not forgotten."""
+    (tmp_path / "pg_wal").mkdir()
+    monkeypatch.setattr(archive, "STATE", tmp_path / "state.json")
+    monkeypatch.setattr(archive, "WANTED", tmp_path / "backup-wanted")
+    monkeypatch.setattr(archive, "repositories", lambda: [Repository(1, 1, 1)])
+    monkeypatch.setattr(archive, "look", lambda key, wanted: GOOD[1])
+    monkeypatch.setattr(metrics, "FOLDER", tmp_path)
+    monkeypatch.setattr(postgres, "DATA", tmp_path)
+    monkeypatch.setattr(postgres, "psql", lambda _: json.dumps(asdict(SERVER)))
+    before = os.umask(0o077)
+    try:
+        assert archive.run() == []
+    finally:
+        os.umask(before)
+    assert archive.STATE.stat().st_mode & 0o777 == 0o644
+
+    def refuse(*_: object, **__: object) -> str:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "read_text", refuse)
+    with pytest.raises(Failure, match=r"can't be read \(Permission denied\), and a gap may be noted in it: `chown postgres: "):
+        archive._load()
+
+
+@pytest.mark.parametrize("content", [None, "{", '{"unknown": 1}'])
+def test_guard_begins_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str | None) -> None:
+    """A state that is not there or is damaged is none."""
+    monkeypatch.setattr(archive, "STATE", tmp_path / "state.json")
+    if content is not None:
+        archive.STATE.write_text(content)
+    assert archive._load() == archive.State()
+
+
+def test_umask_of_whoever_calls_is_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An administrator's umask must not hide from the server what a program writes for it."""
+    monkeypatch.setattr("sys.argv", ["holdfast", "restore", "status"])
+    monkeypatch.setattr(restore, "FOLDER", tmp_path)
+    monkeypatch.setattr(restore, "STATE", tmp_path / "state.json")
+    before = os.umask(0o027)
+    try:
+        assert __main__.main() == 0
+    finally:
+        now = os.umask(before)
+    assert now == 0o022

@@ -66,6 +66,14 @@ TAMPERING: dict[str, tuple[Callable[[Path], object], str]] = {
 }
 
 
+def test_capabilities_elsewhere_are_found(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program with capabilities is found wherever it lies; without a right to run it they give nobody anything."""
+    monkeypatch.setattr(integrity, "capabilities", lambda file: "0100000280" if file == str(tree / "var/data") else "")
+    assert integrity.report() == []
+    (tree / "var/data").chmod(0o755)
+    assert tampered(tree, integrity.report()) == ["/var/data is new: a file."]
+
+
 def tampered(tree: Path, found: list[str]) -> list[str]:
     """Return sentences as if the tree were the whole host."""
     return [text.replace(str(tree), "") for text in found]

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import argparse
 import json
+import math
 import subprocess
 import time
 from pathlib import Path
+from typing import cast
+from unittest.mock import MagicMock
 
 import pytest
 
-from holdfast import fingerprint, offsite, rclone
+from holdfast import fingerprint, metrics, offsite, rclone
 from holdfast.failure import Failure
 from holdfast.fingerprint import Fingerprint
 
 BUCKET = {"endpoint": "s3.test", "region": "r", "bucket": "backups", "access_key": "k", "secret_key": "s"}
+SINCE = 1_795_600_000.0  # 2026-11-25 09:46:40+00
+STAMPS = [time.strftime(offsite.STAMP, time.gmtime(SINCE + seconds)) for seconds in (60, 120)]
 
 
 def _print(**buckets: tuple[int, str]) -> Fingerprint:
@@ -56,6 +62,51 @@ def test_bad_settings(tmp_path: Path, content: str, words: str) -> None:
         offsite.Settings.read(tmp_path / "none")
 
 
+@pytest.fixture
+def succeeded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Give every part a copy that succeeded, and return a file of settings; rclone is not installed."""
+    path = tmp_path / "offsite.json"
+    path.write_text(json.dumps({"bucket": BUCKET, "path": "/x", "passphrase": "p"}))
+    monkeypatch.setattr(metrics, "FOLDER", tmp_path)
+    monkeypatch.setattr(offsite, "SETTINGS", path)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    for what in offsite.WHAT:
+        offsite._record(what, offsite.Copied(3, 7), 1)
+    return path
+
+
+def _failed() -> list[str]:
+    """Name the parts whose last copy failed."""
+    return [what for what in offsite.WHAT if not metrics.read(f"offsite_{what}")[f'holdfast_offsite_success{{what="{what}"}}']]
+
+
+def _copy(path: Path, *what: str, ended: bool = False) -> None:
+    offsite._copy(argparse.Namespace(settings=path, what=what, ended=ended))
+
+
+def test_what_fails_before_a_copy_is_recorded(succeeded: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the lock, rclone or the settings keep every copy from being tried, each that was wanted has failed."""
+    with pytest.raises(Failure, match="rclone is not installed"):
+        _copy(succeeded, "dumps")
+    assert _failed() == ["dumps"]
+    succeeded.write_text("")
+    with pytest.raises(Failure, match="can't be read"):
+        _copy(succeeded, "files")
+    assert _failed() == list(offsite.WHAT)
+    assert metrics.read("offsite_documents")['holdfast_offsite_objects{what="documents"}'] == 3
+    monkeypatch.setattr(metrics, "FOLDER", succeeded)
+    with pytest.raises(Failure, match="can't be read"):
+        _copy(succeeded, "files")
+
+
+@pytest.mark.parametrize(("result", "failed"), [("oom-kill", ["dumps"]), ("timeout", ["dumps"]), ("exit-code", []), ("success", [])])
+def test_copy_that_was_ended_is_recorded(succeeded: Path, monkeypatch: pytest.MonkeyPatch, result: str, failed: list[str]) -> None:
+    """A copy that was killed has failed; of one that ended by itself nothing is recorded twice."""
+    monkeypatch.setenv("SERVICE_RESULT", result)
+    _copy(succeeded, "dumps", ended=True)
+    assert _failed() == failed
+
+
 def test_settings_hide_secrets() -> None:
     """A passphrase does not show where settings are printed."""
     settings = offsite.Settings(rclone.Bucket(**BUCKET), "/offsite", "a-passphrase", repository_passphrase="another-one")  # noqa: S106 - made up
@@ -93,6 +144,28 @@ def test_age() -> None:
     assert offsite._age_days("somebody-elses") == 0
 
 
+class _Bucket:
+    """Holds two copies of everything, of one minute past and of two."""
+
+    def entries(self, _: str, *, recursive: bool = False) -> list[dict[str, str]]:
+        return [{"Path": f"{stamp}/{offsite.MANIFEST}"} for stamp in (STAMPS if recursive else [])]
+
+    def names(self, _: str) -> list[str]:
+        return [f"{stamp}-0123456789abcdef" for stamp in STAMPS]
+
+    def read(self, path: str) -> bytes:
+        return json.dumps(path).encode()
+
+
+@pytest.mark.parametrize(("until", "newest"), [(math.inf, 1), (SINCE + 90, 0)])
+def test_copies_of_before_a_moment(until: float, newest: int) -> None:
+    """What a rebuilt host has copied since is not taken for what the lost one had."""
+    copies = offsite.Offsite(offsite.Settings(rclone.Bucket(**BUCKET), "/offsite", "p"), cast("rclone.Rclone", _Bucket()), until)
+    assert copies.dumps() == STAMPS[: newest + 1]
+    assert STAMPS[newest] in str(copies.manifest())
+    assert STAMPS[newest].encode() in copies.newest("release")
+
+
 @pytest.mark.parametrize(
     ("said", "words"),
     [
@@ -108,3 +181,13 @@ def test_reasons(said: str, words: str) -> None:
     text = rclone.reason("sync", said)
     assert words in text
     assert text.endswith(".") and not text.endswith("..")
+
+
+@pytest.mark.parametrize("what", ["release", "dumps"])
+def test_what_is_fetched_is_its_owner_s(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+    """Nobody else reads a copy that was brought into a folder, whatever umask the program has."""
+    opened = MagicMock()
+    opened.return_value.__enter__.return_value.newest.return_value = b"{}"
+    monkeypatch.setattr(offsite, "offsite", opened)
+    offsite.fetch(offsite.Settings(rclone.Bucket(**BUCKET), "/offsite", "p"), what, tmp_path / "fetched")
+    assert (tmp_path / "fetched").stat().st_mode & 0o777 == 0o700

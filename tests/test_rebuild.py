@@ -10,11 +10,13 @@ import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import pytest
 
-from holdfast import offsite, postgres, rebuild, restore
+from holdfast import fingerprint, offsite, postgres, rebuild, restore
 from holdfast.failure import Failure
+from holdfast.fingerprint import Fingerprint
 from holdfast.offsite import Copied
 from holdfast.proof import Proof
 from holdfast.rclone import Bucket
@@ -42,8 +44,8 @@ def _brought(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     found: list[str] = []
 
     def database(text: str, *, new_host: bool) -> Proof:
-        assert (text, new_host) == ("latest", True)
-        found.append("database")
+        assert new_host
+        found.append("database" if text == "latest" else f"database {text}")
         return Proof({"shop": {"public.rows": 7}}, ["7 rows of 1 tables were read"])
 
     def copy(_: offsite.Settings, what: str) -> Copied:
@@ -93,6 +95,123 @@ def test_restore_cut_short_goes_on(tmp_path: Path) -> None:
     (tmp_path / "postgresql" / "17" / "main" / "PG_VERSION").touch()
     restore.STATE.write_text(json.dumps({"target": "latest", "new_host": True}))
     assert rebuild.look() == "The host is new."
+
+
+def test_plan_opens_the_bucket_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the bucket has to bring back is told part by part, also what it has no copy of."""
+    copies = MagicMock()
+    copies.backups.return_value, copies.dumps.return_value = ["20261126-010203F"], []
+    copies.tool.entries.return_value = [{"Size": 30}]
+    copies.kept.side_effect = lambda part: ["20261126T010203Z-abc"] if part == "release" else []
+    opened = MagicMock()
+    opened.return_value.__enter__.return_value = copies
+    monkeypatch.setattr(offsite, "offsite", opened)
+    assert rebuild.plan(SETTINGS)[-3:] == [
+        "Documents: 1, 30 bytes.",
+        "Certificates: the bucket has no copy, so the proxy gets new ones.",
+        "Release: as of 2026-11-26 01:02:03+00.",
+    ]
+    opened.assert_called_once()
+
+
+def test_another_target_goes_on_where_latest_is_refused(brought: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who accepts what a gap in the archive costs gets the rest back; what was recorded after the gap is not asked for."""
+    whole = restore.run
+    monkeypatch.setattr(restore, "run", MagicMock(side_effect=Failure("A segment is missing.")))
+    with pytest.raises(Failure, match=r"A segment is missing\. Run playbooks/rebuild\.yml again"):
+        rebuild.run(SETTINGS, 1)
+    monkeypatch.setattr(restore, "run", whole)
+    state = rebuild.run(SETTINGS, 1, "until-gap")
+    assert brought == ["certificates", "release", "database until-gap", "documents"]
+    assert "it is back at until-gap, as was asked for" in "\n".join(state.lines())
+    for name in ("_compare_rows", "_compare_documents", "_compare_release"):
+        monkeypatch.setattr(rebuild, name, lambda _, name=name: ([f"{name} held"], []))
+    monkeypatch.setattr(rebuild, "_compare_certificate", lambda *_: [])
+    monkeypatch.setattr(offsite, "offsite", MagicMock())
+    checked = rebuild.check(SETTINGS, {"url": "https://app.test", "ca_file": "", "questions": []}, 1)
+    assert checked.said["check"][1:] == ["_compare_documents held", "_compare_release held"]
+    assert checked.said["check"][0].startswith("Rows: not compared")
+
+
+def test_restored_by_hand(brought: list[str]) -> None:
+    """What a person has restored on the host is what the rebuild goes on with."""
+    restore.STATE.write_text(json.dumps({"target": "until-gap", "new_host": True, "finished": True}))
+    rebuild.run(SETTINGS, 1)
+    assert "database" not in brought
+    found = State.read()
+    assert found and found.target == "until-gap"
+
+
+def test_target_that_is_none_is_refused_first() -> None:
+    with pytest.raises(Failure, match="The target 'yesterday' is none"):
+        rebuild.plan(SETTINGS, "yesterday")
+
+
+def print_of(*buckets: tuple[int, str]) -> Fingerprint:
+    """Return the fingerprint of a table."""
+    return Fingerprint("9", {"public.rows": {str(number): bucket for number, bucket in enumerate(buckets)}})
+
+
+@pytest.mark.parametrize(
+    ("after", "holds", "faults"),
+    [
+        pytest.param(print_of((2, "5"), (1, "7")), "Rows: 3 have the checksums that the lost host recorded", "", id="the same"),
+        pytest.param(print_of((1, "2"), (1, "7")), "; 1 have changed since", "", id="one was deleted"),
+        pytest.param(
+            print_of((2, "6"), (1, "7")),
+            "",
+            "Rows of public.rows (1 of 64 buckets of rows) in shop are not what the lost host",
+            id="damaged",
+        ),
+        pytest.param(print_of((2, "5"), (3, "7")), "", "Rows of public.rows", id="more of them"),
+    ],
+)
+def test_rows_are_compared(monkeypatch: pytest.MonkeyPatch, after: Fingerprint, holds: str, faults: str) -> None:
+    """Rows that nobody changed since have the checksums that were recorded."""
+    copies = MagicMock()
+    copies.manifest.return_value = {"time": 0, "databases": {"shop": print_of((2, "5"), (1, "7")).dump()}}
+    monkeypatch.setattr(fingerprint, "again", lambda name, before: after)
+    said, wrong = rebuild._compare_rows(copies)
+    assert holds in " ".join(said) and faults in " ".join(wrong)
+    assert (len(said), len(wrong)) == ((0, 1) if faults else (1, 0))
+    copies.dumps.return_value = []
+    assert rebuild._compare_rows(copies)[1] == []
+
+
+@pytest.mark.parametrize(
+    ("there", "said"),
+    [
+        ([{"Path": "a", "Size": 3}, {"Path": "b", "Size": 4}], "Documents: each of the 1 copied is there in its size"),
+        ([{"Path": "a", "Size": 2}], "1 documents are not what was copied, such as a: `holdfast offsite restore documents`"),
+        ([], "1 documents are not what was copied, such as a"),
+    ],
+)
+def test_documents_are_compared(there: list[dict[str, object]], said: str) -> None:
+    """Each document that was copied is there in its size; what else is there is newer."""
+    copies = MagicMock(settings=SETTINGS)
+    copies.tool.entries.side_effect = lambda where, recursive: [{"Path": "a", "Size": 3}] if where == offsite.CURRENT else there
+    found = rebuild._compare_documents(copies)
+    assert said in " ".join(found[0] + found[1]) and bool(found[1]) == ("are not" in said)
+    copies.settings = offsite.Settings(BUCKET, "/offsite", "p")
+    assert rebuild._compare_documents(copies) == ([], [])
+
+
+@pytest.mark.parametrize(
+    ("live", "said"),
+    [("blue", "Release: blue of app@1 is live, as it was."), ("green", "The live release is green of {'app': 'app@1'}, and was blue of")],
+)
+def test_release_is_compared(tmp_path: Path, live: str, said: str) -> None:
+    """The release that was live is live."""
+    release = {"colour": "blue", "images": {"app": "app@1"}}
+    (tmp_path / "live").mkdir()
+    (tmp_path / "live" / "release.json").write_text(json.dumps({**release, "colour": live}))
+    copies = MagicMock()
+    copies.settings.app_path = str(tmp_path)
+    copies.newest.return_value = json.dumps(release).encode()
+    holds, wrong = rebuild._compare_release(copies)
+    assert said in " ".join(holds + wrong) and bool(wrong) == (live != "blue")
+    copies.kept.return_value = []
+    assert rebuild._compare_release(copies) == ([], [])
 
 
 def test_everything_is_brought_back_in_order(brought: list[str]) -> None:

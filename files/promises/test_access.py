@@ -8,6 +8,8 @@ import pytest
 from testinfra.host import Host
 
 KEYS = "/etc/ssh/authorized_keys"
+READ = ("/etc/ssh/sshd_config", "/etc/ssh/sshd_config.d")
+POLICY = f"{READ[1]}/00-holdfast.conf"
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +64,7 @@ def test_no_root(host: Host, settings: dict[str, list[str]]) -> None:
 def test_admins_only(host: Host, settings: dict[str, list[str]]) -> None:
     """Those who may log in are those who have keys, all of which lie where only root can write."""
     assert settings["authorizedkeysfile"] == [f"{KEYS}/%u"]
-    assert settings["authorizedkeyscommand"] == ["none"]
+    assert settings["authorizedkeyscommand"] == settings["trustedusercakeys"] == ["none"]
     listed = host.check_output(f"find {KEYS} -printf '%P %U %m\\n'").splitlines()
     assert sorted(line.split()[0] for line in listed if not line.startswith(" ")) == sorted(settings["allowusers"])
     assert {line.rsplit(" ", maxsplit=2)[1] for line in listed} == {"0"}
@@ -70,9 +72,30 @@ def test_admins_only(host: Host, settings: dict[str, list[str]]) -> None:
 
 
 def test_no_password(host: Host, settings: dict[str, list[str]]) -> None:
-    """An admin has no password, so none can be guessed, on the console neither."""
+    """An admin has no password, so none can be guessed, on the console neither; and sshd lets such an account in."""
+    assert settings["usepam"] == ["yes"]
     for name in settings["allowusers"]:
         assert str(host.user(name).password).startswith(("!", "*"))
+
+
+def test_no_exceptions(host: Host, settings: dict[str, list[str]]) -> None:
+    """What sshd asks of one it asks of everybody: no other file, no block in a file and no option of its start says otherwise."""
+    users = " ".join(["root", *settings["allowusers"]])
+    # Without -C, sshd passes by what its files say of some users only.
+    differing = host.check_output(
+        f"policy=$(/usr/sbin/sshd -T); for user in {users}; do"
+        ' test "$policy" = "$(/usr/sbin/sshd -T -C user=$user,host=promise,addr=192.0.2.1)" || echo "$user"; done'
+    )
+    assert differing == ""
+    # A block may be of an address, too; and a file may bring in another.
+    found = host.check_output(
+        "grep --recursive --no-filename --ignore-case --extended-regexp '^[[:space:]\"]*(match|include)' %s %s", *READ
+    )
+    assert found.splitlines() == [f"Include {POLICY}"]
+    assert host.check_output(f"find {READ[1]} -mindepth 1") == POLICY
+    # Options win over files.
+    started = host.check_output("tr '\\0' ' ' < /proc/$(systemctl show --value --property=MainPID ssh.service)/cmdline")
+    assert started.startswith("sshd: /usr/sbin/sshd -D [listener]"), started
 
 
 @pytest.mark.control("HF-SSH-04")
@@ -112,11 +135,14 @@ def test_banner(host: Host, settings: dict[str, list[str]], answer: str) -> None
 
 
 @pytest.mark.control("HF-SUDO-01")
-def test_sudo_is_logged(host: Host, settings: dict[str, list[str]]) -> None:
-    """Admins, and nobody else in their place, become root by sudo, and each use of it is written down."""
+def test_sudo_is_for_admins_and_logged(host: Host, settings: dict[str, list[str]]) -> None:
+    """Admins become root by sudo, no other account uses it, and each use of it is written down."""
     host.check_output("visudo --check")
     for name in settings["allowusers"]:
         assert "(ALL : ALL) NOPASSWD: ALL" in host.check_output(f"sudo --list --other-user={name}")
+    listed = host.check_output("getent passwd | cut -d: -f1 | while read -r name; do sudo --list --other-user=$name </dev/null; done")
+    allowed = set(re.findall(r"^User (\S+) may run the following", listed, re.MULTILINE))
+    assert allowed == {"root", *settings["allowusers"]}
     host.check_output("sudo --user=nobody true promise")
     assert re.search(r"USER=nobody ; ?COMMAND=\S*true promise", host.check_output("tail --lines=20 /var/log/sudo.log"))
     assert host.file("/var/log/sudo.log").mode == 0o600

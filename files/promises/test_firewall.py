@@ -9,6 +9,7 @@ import pytest
 from testinfra.host import Host
 
 FILE = "/etc/holdfast/firewall.nft"
+CLOSED = "/etc/holdfast/firewall-closed.nft"
 LIST = "nft --stateless --terse list table inet holdfast"
 
 
@@ -20,12 +21,24 @@ def chain(host: Host) -> dict[str, Any]:
     return found
 
 
+def golden(host: Host, file: str) -> str:
+    """Return what a file loads; it is loaded into a network namespace of its own, which ends with the command."""
+    return str(host.check_output(f"unshare --net sh -c 'nft --file {file} && {LIST}'"))
+
+
 def test_in_force(host: Host) -> None:
     """The kernel holds the ruleset of the host's file to the letter: nothing was added, and nothing is missing."""
-    # The file is loaded into a network namespace of its own, which ends with the command.
-    golden = host.check_output(f"unshare --net sh -c 'nft --file {FILE} && {LIST}'")
-    assert "chain outside" in golden
-    assert host.check_output(LIST) == golden
+    loaded = golden(host, FILE)
+    assert "chain outside" in loaded
+    assert host.check_output(LIST) == loaded
+
+
+def test_fails_closed(host: Host) -> None:
+    """Should the ruleset fail to load at boot, another is loaded in its place, which drops what this one drops."""
+    closed = golden(host, CLOSED).splitlines()
+    assert "\t\ttype filter hook prerouting priority mangle; policy drop;" in closed
+    assert set(closed) <= set(golden(host, FILE).splitlines())
+    assert CLOSED in host.check_output("systemctl show --property ExecStopPost --value holdfast-firewall.service")
 
 
 @pytest.mark.control("HF-FIREWALL-01")

@@ -8,6 +8,7 @@ import pytest
 from testinfra.host import Host
 
 SETTINGS = "/etc/holdfast-offsite.json"
+METRICS = "/var/lib/prometheus/node-exporter"
 UNITS = ("holdfast-offsite@dumps", "holdfast-offsite@files")
 
 
@@ -21,6 +22,17 @@ def test_timers(host: Host, unit: str) -> None:
     assert found["Persistent"] == "yes"
     assert found["RandomizedDelayUSec"] != "0"
     assert found["NextElapseUSecRealtime"]
+
+
+def test_copies_can_be_made(host: Host) -> None:
+    """A copy that is asked for now succeeds, and its metrics say so."""
+    begun = float(host.check_output("date +%s"))
+    host.check_output("timeout 600 systemctl start holdfast-offsite@files.service")
+    for what in ("certificates", "release", "inventory"):
+        text = host.check_output(f"cat {METRICS}/holdfast_offsite_{what}.prom")
+        found = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
+        assert float(found[f'holdfast_offsite_success{{what="{what}"}}']) == 1
+        assert float(found[f'holdfast_offsite_last_success_timestamp_seconds{{what="{what}"}}']) >= begun
 
 
 def test_gentle(host: Host) -> None:

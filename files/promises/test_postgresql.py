@@ -33,6 +33,12 @@ def test_checksums(host: Host) -> None:
     assert _ask(host, "SELECT sum(checksum_failures) FROM pg_stat_database") == "0"
 
 
+def test_folder_is_closed(host: Host) -> None:
+    """Whoever is not postgres can't look into the server's folder."""
+    assert host.run("runuser -u nobody -- ls /var/lib/postgresql/17").rc != 0
+    assert host.run("runuser -u postgres -- ls /var/lib/postgresql/17").rc == 0
+
+
 def test_unix_socket_only(host: Host) -> None:
     """The server listens on no TCP port."""
     assert _ask(host, "SHOW listen_addresses") == ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 
 from holdfast import app, archive, backup, drill, extract, guard, idle, integrity, offsite, rebuild, restore
@@ -28,6 +29,8 @@ def main() -> int:
     given = parser.parse_args()
     # journald adds the time, and reads the level from the prefix.
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    # Whatever umask a person or a unit has: what root writes, the server reads; secrets lie in files and folders of their own mode.
+    os.umask(0o022)
     try:
         given.call(given)
     except Failure as failure:

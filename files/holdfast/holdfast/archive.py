@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from holdfast import metrics, postgres
+from holdfast import durable, metrics, postgres
 from holdfast.backup import repositories
 from holdfast.failure import Failure
 from holdfast.metrics import Gauge
@@ -40,7 +40,8 @@ QUESTION = """
         'last_failed_at', coalesce(extract(epoch FROM archived.last_failed_time), 0),
         'written_bytes', pg_wal_lsn_diff(pg_current_wal_lsn(), '0/0'),
         'wal_bytes', (SELECT sum(size) FROM pg_ls_waldir()),
-        'segment_bytes', pg_size_bytes(current_setting('wal_segment_size')))
+        'segment_bytes', pg_size_bytes(current_setting('wal_segment_size')),
+        'archive_mode', current_setting('archive_mode'))
     FROM pg_stat_archiver archived
 """
 
@@ -60,6 +61,7 @@ class Server:
         written_bytes: position that it writes at.
         wal_bytes: what pg_wal holds.
         segment_bytes: size of a segment.
+        archive_mode: `on` where it archives what it writes.
     """
 
     ready: int
@@ -70,6 +72,7 @@ class Server:
     written_bytes: int
     wal_bytes: int
     segment_bytes: int
+    archive_mode: str
 
 
 @dataclass(frozen=True)
@@ -164,10 +167,17 @@ def _missing(archives: list[dict[str, Any]], wanted: list[str], options: tuple[s
 
 
 def _load() -> State:
+    """Return what the last run left; nothing where there was none, or it is damaged.
+
+    Raises:
+        Failure: it is there and can't be read.
+    """
     try:
         return State(**json.loads(STATE.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
+    except (FileNotFoundError, ValueError, TypeError):
         return State()
+    except OSError as error:
+        raise Failure(f"{STATE} can't be read ({error.strerror}), and a gap may be noted in it: `chown postgres: {STATE}`.") from error
 
 
 def _ask_for_backup(missing: list[str]) -> None:
@@ -176,7 +186,8 @@ def _ask_for_backup(missing: list[str]) -> None:
         missing[0],
         missing[-1],
     )
-    WANTED.write_text(f"{missing[0]} {missing[-1]}\n", encoding="utf-8")
+    # Replaced, as it may be root's: a person ran the guard, and now its unit does.
+    durable.write(WANTED, f"{missing[0]} {missing[-1]}\n".encode(), 0o644)
 
 
 def _next(state: State, server: Server, seen: dict[int, Seen], wanted: list[str], now: float) -> State:
@@ -198,6 +209,11 @@ def _next(state: State, server: Server, seen: dict[int, Seen], wanted: list[str]
 def faults(server: Server, seen: dict[int, Seen], *, gap: bool) -> list[str]:
     """Say in sentences what is wrong; nothing where all that was written a minute ago is off the host."""
     found = []
+    if server.archive_mode != "on":
+        found.append(
+            f"The server's archive_mode is {server.archive_mode}, so nothing that is written leaves the host: "
+            "`ALTER SYSTEM RESET archive_mode`, `ansible-playbook site.yml --tags pgbackrest`, and restart PostgreSQL."
+        )
     if server.oldest_ready_seconds > LATE_SECONDS:
         found.append(f"{server.ready} segments of WAL wait to be archived, the oldest for {server.oldest_ready_seconds:.0f} s.")
     found += [f"Repository {key} can't be asked: {each.fault}." for key, each in seen.items() if each.fault]
@@ -266,9 +282,8 @@ def run() -> list[str]:
         with ThreadPoolExecutor(len(keys)) as pool:
             seen = dict(zip(keys, pool.map(lambda key: look(key, wanted), keys), strict=True))
         after = _next(before, server, seen, wanted, now)
-        fresh = STATE.with_suffix(".new")
-        fresh.write_text(json.dumps(asdict(after)), encoding="utf-8")
-        fresh.replace(STATE)
+        # As the wish for a backup, it may be root's, and then its unit reads it.
+        durable.write(STATE, json.dumps(asdict(after)).encode(), 0o644)
         found = faults(server, seen, gap=after.gap_at > 0)
         metrics.write(TOPIC, [*_heartbeat(now, success=True), *_gauges(server, before, after, seen, healthy=not found)])
     except Failure:

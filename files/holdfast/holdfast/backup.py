@@ -18,6 +18,7 @@ from typing import Any
 from holdfast import metrics, postgres
 from holdfast.failure import Failure
 from holdfast.metrics import Gauge
+from holdfast.unit import ended_from_outside
 
 TYPES = ("full", "diff", "incr")
 SETTINGS = Path("/etc/pgbackrest/holdfast.json")
@@ -77,33 +78,43 @@ def alone() -> Iterator[None]:
         try:
             fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            log.info("another backup is running: this one waits until it has ended")
+            log.info("a backup or a proof of them is running (`systemctl list-units 'holdfast-backup@*'`): this waits until it has ended")
             fcntl.flock(folder, fcntl.LOCK_EX)
         yield
     finally:
         os.close(folder)
 
 
-def fulls(found: dict[str, Any], key: int) -> list[int]:
-    """Return when each good full backup of a repository had ended, oldest first."""
+def fulls(found: dict[str, Any], key: int) -> list[tuple[int, bool]]:
+    """Return when each full backup of a repository had ended, oldest first, and whether it is a good one."""
     return sorted(
-        int(each["timestamp"]["stop"])
+        (int(each["timestamp"]["stop"]), not each["error"])
         for each in found["backup"]
-        if each["type"] == "full" and not each["error"] and each["database"]["repo-key"] == key
+        if each["type"] == "full" and each["database"]["repo-key"] == key
     )
 
 
-def kept_fulls(repository: Repository, ended: list[int], now: float) -> int:
-    """Say how many full backups are kept: a number at least, and as many as reach back the days at least."""
+def kept_fulls(repository: Repository, made: list[tuple[int, bool]], now: float) -> int:
+    """Say how many full backups are kept: a number of good ones at least, and as many as reach back the days at least."""
     begin = now - repository.retention_days * DAY_SECONDS
-    within = sum(1 for each in ended if each > begin)
+    good = [place for place, (_, sound) in enumerate(reversed(made), 1) if sound]
+    within = sum(1 for ended, sound in made if sound and ended > begin)
     # Only the newest full backup that had ended before the first of these days can be rolled forward to any moment of it.
-    return max(repository.min_full_backups, min(within + 1, len(ended)), 1)
+    wanted = max(repository.min_full_backups, min(within + 1, len(good)), 1)
+    # pgBackRest counts those with damaged pages too, and none of them may stand in for a good one.
+    return good[wanted - 1] if wanted <= len(good) else max(wanted, len(made))
 
 
-def _refuse_damaged(found: dict[str, Any], key: int) -> None:
-    """Refuse a newest backup that pgBackRest made though pages of it are damaged; what is older is kept."""
-    newest = max((each for each in found["backup"] if each["database"]["repo-key"] == key), key=lambda each: int(each["timestamp"]["stop"]))
+def refuse_damaged(found: dict[str, Any], key: int) -> None:
+    """Refuse a newest backup that pgBackRest made though pages of it are damaged; what is older is kept.
+
+    Raises:
+        Failure: it is one, or there is no backup.
+    """
+    made = [each for each in found["backup"] if each["database"]["repo-key"] == key]
+    if not made:
+        raise Failure("it lists no backup: `holdfast archive` says why.")
+    newest = max(made, key=lambda each: int(each["timestamp"]["stop"]))
     if newest["error"]:
         raise Failure(
             f"the backup {newest['label']} was made of pages whose checksums are wrong, so an older one has to be restored "
@@ -120,7 +131,7 @@ def _expire(repository: Repository, found: dict[str, Any]) -> None:
 def _back_up(kind: str, repository: Repository) -> None:
     postgres.pgbackrest("backup", f"--repo={repository.key}", f"--type={kind}", "--no-expire-auto", timeout_seconds=BACKUP_SECONDS)
     found = postgres.info()
-    _refuse_damaged(found, repository.key)
+    refuse_damaged(found, repository.key)
     _expire(repository, found)
 
 
@@ -140,6 +151,9 @@ def run(kind: str, keys: Collection[int] = ()) -> None:
                 _back_up(kind, repository)
             except Failure as failure:
                 faults.append(f"repository {repository.key}: {failure}")
+            except (OSError, ValueError, KeyError) as error:
+                log.exception("the backup to repository %s ended early", repository.key)
+                faults.append(f"repository {repository.key}: {error!r}.")
         _record(kind, begun, success=not faults)
     if faults:
         raise Failure(
@@ -165,6 +179,15 @@ def _record(kind: str, begun: float, *, success: bool) -> None:
     )
 
 
+def ended(kind: str) -> None:
+    """Record a backup that was ended from outside, as systemd tells after each one; a proof of the backups comes to nothing then."""
+    if kind in TYPES and (result := ended_from_outside()):
+        _record(kind, time.time(), success=False)
+        log.error(
+            "The %s backup was ended from outside (%s): `journalctl --unit holdfast-backup@%s.service` says by what.", kind, result, kind
+        )
+
+
 def damages(said: str) -> list[str]:
     """Return what `pgbackrest verify --output=text` found to be damaged or gone; it says nothing of what is good."""
     found = [
@@ -181,7 +204,13 @@ def _verify(repository: Repository) -> list[str]:
         said = postgres.pgbackrest("verify", f"--repo={repository.key}", "--output=text", timeout_seconds=BACKUP_SECONDS)
     except Failure as failure:
         return [str(failure).rstrip(".")]
-    return damages(said)
+    found = damages(said)
+    # A page that was damaged on the host is in the repository as it was sent, so its checksum there is right.
+    try:
+        refuse_damaged(postgres.info(), repository.key)
+    except Failure as failure:
+        found.append(str(failure).rstrip("."))
+    return found
 
 
 def verify() -> None:
@@ -212,8 +241,8 @@ def verify() -> None:
     )
     if said := [f"repository {key}: {fault}" for key, found in faults.items() for fault in found]:
         raise Failure(
-            f"Not all that the repositories hold is sound; {'; '.join(said)}. `holdfast backup full` makes a backup that needs none of it; "
-            "then look after the storage."
+            f"Not all that the repositories hold is sound; {'; '.join(said)}. Where files or segments are damaged or gone, "
+            "`holdfast backup full` makes a backup that needs none of them; then look after the storage."
         )
 
 
@@ -231,7 +260,7 @@ def first(*, check: bool = False) -> bool:
             return True
         postgres.pgbackrest("stanza-create")
         found = postgres.info()
-    without = [key for key in wanted if not fulls(found, key)]
+    without = [key for key in wanted if not any(sound for _, sound in fulls(found, key))]
     if without and not check:
         postgres.pgbackrest("check")
         run("full", without)
@@ -239,7 +268,9 @@ def first(*, check: bool = False) -> bool:
 
 
 def _call(given: argparse.Namespace) -> None:
-    if given.type == "first":
+    if given.ended:
+        ended(given.type)
+    elif given.type == "first":
         print("changed" if first(check=given.check) else "unchanged")
     elif given.type == "verify":
         verify()
@@ -256,4 +287,5 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="full, differential or incremental; what a new host lacks: its stanza and its first backup; or a proof of all that is held",
     )
     parser.add_argument("--check", action="store_true", help="with first: only say whether anything is missing")
+    parser.add_argument("--ended", action="store_true", help="only record that it was ended from outside, where it was (ExecStopPost=)")
     parser.set_defaults(call=_call)

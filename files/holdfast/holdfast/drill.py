@@ -5,18 +5,18 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import os
 import time
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from holdfast import fingerprint, metrics, postgres, proof, recovery, scratch
+from holdfast import backup, durable, fingerprint, metrics, postgres, proof, recovery, scratch
 from holdfast.failure import Failure
 from holdfast.fingerprint import Fingerprint
 from holdfast.metrics import Gauge
 from holdfast.recovery import ARCHIVED_SECONDS, Choice, Target
+from holdfast.unit import ended_from_outside
 
 TOPIC = "drill"
 SETTINGS = Path("/etc/pgbackrest/drill.json")
@@ -176,9 +176,17 @@ def _wait_archived(before: Before) -> float:
 
 
 def _newest(now: float) -> Choice:
-    """Choose the newest backup of the repository whose turn it is today."""
-    found = recovery.archives()
+    """Choose the newest backup of the repository whose turn it is today.
+
+    Raises:
+        Failure: there is none, or it holds damaged pages: an older one would prove nothing of what is backed up now.
+    """
+    found = recovery.archives(every=True)
     archive = found[int(now // DAY_SECONDS) % len(found)]
+    try:
+        backup.refuse_damaged(postgres.info(), archive.key)
+    except Failure as failure:
+        raise Failure(f"Repository {archive.key}: {failure}") from failure
     return recovery.choose(Target("latest"), archive)
 
 
@@ -202,12 +210,15 @@ def _compare(before: Before, copy: scratch.Copy, settings: Settings, report: Rep
         report.said.append(f"the migrations are at {', '.join(migrations.split()) or 'none'}, as in the live database")
     rows = 0
     for name, sample in before.samples.items():
-        there = json.loads(copy.server.ask(fingerprint.TABLES, name))
-        again = fingerprint.take(name, sample.bound, str(copy.server.socket), [each for each in sample.tables if each in there])
+        again = fingerprint.again(name, sample, str(copy.server.socket))
         rows += again.rows
         faults += [
             f"Rows of {each} in {name} are not what they are in the live database: `holdfast backup full`, then look into the old one."
             for each in fingerprint.faults(sample, again)
+        ]
+        faults += [
+            f"Rows of {each} in {name} are missing, and the live database has them: `holdfast backup full`, then look into the old one."
+            for each in fingerprint.lost(again, fingerprint.again(name, sample))
         ]
     report.said.append(f"{rows} rows of the sample have the checksums that they have in the live database")
     checked = proof.prove(copy.server.ask)
@@ -215,9 +226,11 @@ def _compare(before: Before, copy: scratch.Copy, settings: Settings, report: Rep
     return faults + checked.faults
 
 
-def _explain(failure: Failure, report: Report) -> str:
+def _explain(error: Exception, report: Report) -> str:
     """Say what a damaged repository means, and what to do."""
-    said = str(failure)
+    said = str(error)
+    if not isinstance(error, Failure):
+        return f"The drill ended early ({type(error).__name__}: {said}): `journalctl --unit holdfast-drill.service` says where."
     if report.backup and said.startswith("pgBackRest refused:"):
         why = said.removeprefix("pgBackRest refused: ").rstrip(".")
         return (
@@ -233,8 +246,13 @@ def run() -> Report:
     """Hold one drill; metrics and the report say how it went.
 
     Raises:
-        Failure: something is not as it has to be.
+        Failure: something is not as it has to be, or another drill is held, which will say how it went.
     """
+    with scratch.alone(SCRATCH):
+        return _run()
+
+
+def _run() -> Report:
     report = Report(time.time())
     try:
         settings = Settings.read()
@@ -248,8 +266,10 @@ def run() -> Report:
         with scratch.copy(SCRATCH, choice, spare_mb=settings.spare_mb, settings=own) as copy:
             report.restore_seconds, report.recovery_seconds = copy.restore_seconds, copy.recovery_seconds
             report.fault = " ".join(_compare(before, copy, settings, report))
-    except Failure as failure:
-        report.fault = _explain(failure, report)
+    except (Failure, OSError, ValueError, KeyError) as error:
+        if not isinstance(error, Failure):
+            log.exception("the drill ended early")
+        report.fault = _explain(error, report)
     report.seconds = time.time() - report.begun
     _record(report)
     if report.fault:
@@ -259,34 +279,45 @@ def run() -> Report:
 
 def clean() -> None:
     """Remove what a drill left behind that was killed, and record that it was, as systemd tells after each one."""
-    scratch.remove(SCRATCH)
-    result = os.environ.get("SERVICE_RESULT", "success")
-    if result not in ("success", "exit-code"):
+    with scratch.alone(SCRATCH):
+        scratch.remove(SCRATCH)
+    if result := ended_from_outside():
         _record(
             Report(time.time(), f"The drill was ended from outside ({result}): `journalctl --unit holdfast-drill.service` says by what.")
         )
 
 
 def _record(report: Report) -> None:
-    fresh = REPORT.with_suffix(".new")
-    fresh.write_text(json.dumps(asdict(report)), encoding="utf-8")
-    fresh.replace(REPORT)
+    """Keep the report and the metrics, which tell also of a report that can't be kept.
+
+    Raises:
+        Failure: the metrics can't be written; what is wrong besides is told first.
+    """
+    try:
+        durable.write(REPORT, json.dumps(asdict(report)).encode(), 0o644)
+    except OSError as error:
+        report.fault = f"{report.fault} The report can't be written to {REPORT} ({error.strerror}): make room there.".lstrip()
     name = "holdfast_drill_last_success_timestamp_seconds"
     now = time.time()
-    metrics.write(
-        TOPIC,
-        [
-            Gauge(
-                name, "When the last restore drill ended that proved everything.", metrics.read(TOPIC).get(name) if report.fault else now
-            ),
-            Gauge("holdfast_drill_last_run_timestamp_seconds", "When the last restore drill ended.", now),
-            Gauge("holdfast_drill_success", "Whether the last restore drill proved everything.", float(not report.fault)),
-            Gauge("holdfast_drill_duration_seconds", "How long the last restore drill took.", report.seconds),
-            Gauge("holdfast_drill_rpo_seconds", "How long the drill's row was on this host only.", report.rpo_seconds),
-            Gauge("holdfast_drill_rto_seconds", "How long the restored copy took until it took writes.", report.rto_seconds),
-            Gauge("holdfast_drill_restored_bytes", "Size of the database that was restored.", report.size or None),
-        ],
-    )
+    try:
+        metrics.write(
+            TOPIC,
+            [
+                Gauge(
+                    name,
+                    "When the last restore drill ended that proved everything.",
+                    metrics.read(TOPIC).get(name) if report.fault else now,
+                ),
+                Gauge("holdfast_drill_last_run_timestamp_seconds", "When the last restore drill ended.", now),
+                Gauge("holdfast_drill_success", "Whether the last restore drill proved everything.", float(not report.fault)),
+                Gauge("holdfast_drill_duration_seconds", "How long the last restore drill took.", report.seconds),
+                Gauge("holdfast_drill_rpo_seconds", "How long the drill's row was on this host only.", report.rpo_seconds),
+                Gauge("holdfast_drill_rto_seconds", "How long the restored copy took until it took writes.", report.rto_seconds),
+                Gauge("holdfast_drill_restored_bytes", "Size of the database that was restored.", report.size or None),
+            ],
+        )
+    except Failure as failure:
+        raise Failure(f"{report.fault} {failure}".lstrip()) from failure
 
 
 def _report() -> str:

@@ -105,17 +105,19 @@ def run(text: str, database: str, table: str = "", into: str = "", *, spare_mb: 
     """
     if into:
         _refuse_name(into)
-    choice = recovery.find(Target.parse(text, time.time()), recovery.archives())
+    archives = recovery.archives()
+    choice = recovery.find(Target.parse(text, time.time()), archives)
     if database not in choice.databases:
         raise Failure(f"The backup {choice.backup.label} has no database '{database}': it has {', '.join(choice.databases) or 'none'}.")
     # The live database goes first.
     os.nice(10)
-    recovery.reach(choice.target)
+    recovery.refuse_gap(choice, archives, recovery.unarchived())
+    recovery.reach(choice)
     FOLDER.mkdir(mode=0o700, parents=True, exist_ok=True)
     if "user" in (who := postgres.identity()):
         os.chown(FOLDER, who["user"], who["group"])
     log.info("restore the backup %s into a copy", choice.backup.label)
-    with scratch.copy(SCRATCH, choice, spare_mb=spare_mb) as copy:
+    with scratch.alone(SCRATCH), scratch.copy(SCRATCH, choice, spare_mb=spare_mb) as copy:
         log.info("dump what is wanted")
         full = _qualified(copy.server, database, table) if table else ""
         rows = copy.server.ask(postgres.variables(full=full) + COUNT, database) if full else ""
@@ -131,14 +133,30 @@ def run(text: str, database: str, table: str = "", into: str = "", *, spare_mb: 
     return said
 
 
+def clean() -> None:
+    """Remove the copy that an extract left behind which was killed.
+
+    Raises:
+        Failure: it is another one's, which is under way.
+    """
+    if FOLDER.is_dir():
+        with scratch.alone(SCRATCH):
+            scratch.remove(SCRATCH)
+
+
 def _call(given: argparse.Namespace) -> None:
+    if given.clean:
+        clean()
+        return
     print("\n".join(run(given.target, given.database, given.table, given.into, spare_mb=given.spare_mb)))
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add `extract` to the command line."""
     parser = commands.add_parser("extract", help="get one database or one table out of the past, beside the live one")
-    parser.add_argument("database")
+    wanted = parser.add_mutually_exclusive_group(required=True)
+    wanted.add_argument("database", nargs="?")
+    wanted.add_argument("--clean", action="store_true", help="only remove the copy of one that was killed (ExecStopPost=)")
     parser.add_argument("--table", default="", help="only this table, with its schema where that is not public")
     parser.add_argument("--target", default="latest", help=recovery.FORMS)
     parser.add_argument("--into", default="", metavar="NAME", help="load it into a new database of this name as well")

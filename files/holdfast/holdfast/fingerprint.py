@@ -94,6 +94,16 @@ def take(database: str, bound: str = "", socket: str = postgres.SOCKETS, tables:
     return Fingerprint(taken, found)
 
 
+def again(database: str, before: Fingerprint, socket: str = postgres.SOCKETS) -> Fingerprint:
+    """Take a fingerprint again, with its bound, of those of its tables that are there still.
+
+    Raises:
+        Failure: the server refused.
+    """
+    there = json.loads(postgres.psql(TABLES, database=database, socket=socket))
+    return take(database, before.bound, socket, [table for table in before.tables if table in there])
+
+
 def _hashes(table: str) -> str:
     """Say in SQL how a table's buckets are summed up."""
     literal = table.replace("'", "''")
@@ -112,6 +122,18 @@ def faults(before: Fingerprint, after: Fingerprint) -> Iterator[str]:
         )
         if wrong:
             yield f"{table} ({wrong} of {BUCKETS} buckets of rows)"
+
+
+def lost(copy: Fingerprint, live: Fingerprint) -> Iterator[str]:
+    """Name each table of which the copy has fewer rows than the live database still has, taken later with the same bound.
+
+    Such rows only ever become fewer, so the copy has at least those that are there now.
+    """
+    for table, buckets in live.tables.items():
+        there = sum(rows for rows, _ in copy.tables.get(table, {}).values())
+        missing = sum(rows for rows, _ in buckets.values()) - there
+        if missing > 0:
+            yield f"{table} ({missing} rows)"
 
 
 def changed(before: Fingerprint, after: Fingerprint) -> int:

@@ -2,8 +2,9 @@
 
 A change is the whole of a few files and the command that puts them in force. `apply` compares them with the host; where they differ it
 remembers what is there, starts a timer, and only then writes and applies. `confirm`, which the controller calls over a connection
-made after that, ends the timer; else the timer calls `restore`. What is remembered lies on disk, and a unit that exists only
-meanwhile restores it at boot, before the network: a reboot does not make a change good that nobody has confirmed.
+made after that, ends the timer; else the timer calls `restore`, again and again until all of it is as it was. What is remembered lies
+on disk, and a unit that exists only meanwhile restores it at boot, before the network: a reboot does not make a change good that nobody
+has confirmed.
 """
 
 from __future__ import annotations
@@ -30,6 +31,9 @@ STATE = Path("/var/lib/holdfast/guard")
 UNITS = Path("/etc/systemd/system")
 PROGRAM = "/usr/local/bin/holdfast"
 COMMAND_SECONDS = 60
+RETRY_SECONDS = 30
+# systemd has read its units when a boot takes a change back; what they start again has to be started by the same boot.
+AT_BOOT = [["systemctl", "daemon-reload"], ["systemctl", "--no-block", "start", "sysinit.target"]]
 
 log = logging.getLogger("holdfast.guard")
 
@@ -43,12 +47,18 @@ class File:
         content: the whole of it.
         mode: permissions, in octal.
         validate: command that refuses a bad copy of it; `%s` stands for the copy.
+        link: where it is a symlink, its target.
     """
 
     path: str
-    content: str
+    content: str = ""
     mode: str = "0644"
     validate: list[str] = field(default_factory=list)
+    link: str = ""
+
+    def known(self) -> Known:
+        """Return it as it will be found."""
+        return Known(None, link=self.link) if self.link else Known.text(self.content, int(self.mode, 8))
 
 
 @dataclass(frozen=True)
@@ -60,7 +70,7 @@ class Request:
         files: the files that belong to it.
         folders: folders in which nothing else may lie.
         apply: commands that put the files in force.
-        retire: commands that undo the first change ever, before which none of the files existed; `apply` where empty.
+        retire: commands that undo the first change ever, before which none of the files existed but for symlinks; `apply` where empty.
         check: command that fails when something else is in force than the files say; none where empty.
     """
 
@@ -88,42 +98,56 @@ class Request:
 
 @dataclass(frozen=True)
 class Known:
-    """A file as it is: its content in base64 and its mode; nothing where it is missing."""
+    """A file as it is: its content in base64 and its mode, or the target of a symlink; nothing where it is missing."""
 
     content: str | None
     mode: int = 0
+    link: str = ""
+
+    @classmethod
+    def text(cls, text: str, mode: int) -> Known:
+        """Describe a file."""
+        return cls(base64.b64encode(text.encode()).decode(), mode)
 
     @classmethod
     def of(cls, path: Path) -> Known:
         """Read a file, which may be missing."""
         try:
+            if path.is_symlink():
+                return cls(None, link=str(path.readlink()))
             return cls(base64.b64encode(path.read_bytes()).decode(), path.stat().st_mode & 0o7777)
         except FileNotFoundError:
             return cls(None)
 
-    def text(self) -> str:
+    def shown(self) -> str:
         """Return the content for a person."""
-        return base64.b64decode(self.content or "").decode("utf-8", "replace")
+        return f"symlink to {self.link}\n" if self.link else base64.b64decode(self.content or "").decode("utf-8", "replace")
 
     def write(self, path: Path) -> None:
         """Make the file so, at once and as a whole."""
-        if self.content is None:
+        if self.content is None and not self.link:
             path.unlink(missing_ok=True)
             return
+        # Whatever umask the admin has: sshd reads the folder of the keys as the user who logs in.
+        os.umask(0o022)
         path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
         # Neither sshd nor sudo reads a file of such a name.
         fresh = path.with_name(f".{path.name}.holdfast~")
-        with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-            file.write(base64.b64decode(self.content))
-            os.fchmod(file.fileno(), self.mode)
-            os.fchown(file.fileno(), 0, 0)
-            os.fsync(file.fileno())
+        fresh.unlink(missing_ok=True)
+        if self.content is None:
+            fresh.symlink_to(self.link)
+        else:
+            with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+                file.write(base64.b64decode(self.content))
+                os.fchmod(file.fileno(), self.mode)
+                os.fchown(file.fileno(), 0, 0)
+                os.fsync(file.fileno())
         fresh.replace(path)
 
 
 def wanted(request: Request) -> dict[str, Known]:
     """Return every file as it should be, those that should go too."""
-    found = {each.path: Known(base64.b64encode(each.content.encode()).decode(), int(each.mode, 8)) for each in request.files}
+    found = {each.path: each.known() for each in request.files}
     for folder in request.folders:
         for path in sorted(Path(folder).glob("*")):
             found.setdefault(str(path), Known(None))
@@ -166,10 +190,11 @@ class Guard:
         with self.lock():
             if not only_check and self.state.exists():
                 log.warning("the last change of %s was never confirmed; taking it back first", self.name)
-                self._restore()
+                if faults := self._restore():
+                    raise Failure(f"the last change of {self.name} can't be taken back: {'; '.join(faults)}. Put that right and run again.")
             changes = self.plan(request)
             difference = [
-                {"before_header": path, "after_header": path, "before": Known.of(Path(path)).text(), "after": known.text()}
+                {"before_header": path, "after_header": path, "before": Known.of(Path(path)).shown(), "after": known.shown()}
                 for path, known in changes.items()
             ]
             if not changes and self.in_force(request):
@@ -183,25 +208,40 @@ class Guard:
                     known.write(Path(path))
                 _all(request.apply)
             except (Failure, OSError) as error:
-                self._restore()
+                if faults := self._restore():
+                    raise Failure(
+                        f"{error}; the change of {self.name} can't be taken back yet: {'; '.join(faults)}. The host tries again in "
+                        f"{request.seconds} s, and then every {RETRY_SECONDS} s."
+                    ) from error
                 raise Failure(f"{error}; the change of {self.name} was taken back at once.") from error
             return {"state": "armed", "token": token, "difference": difference}
 
     def confirm(self, token: str) -> dict[str, Any]:
         """Make the change with this token good, unless it was taken back already."""
         with self.lock():
-            if not self.state.exists() or json.loads(self.state.read_text())["token"] != token:
+            held = json.loads(self.state.read_text())["token"] if self.state.exists() else None
+            if held == "":
+                return {"state": "restoring"}
+            if held != token:
                 return {"state": "restored"}
             self._disarm()
             log.info("a new connection confirmed the change of %s", self.name)
             return {"state": "confirmed"}
 
     def restore(self, *, at_boot: bool = False) -> None:
-        """Take the change back, if there is one that waits to be confirmed."""
+        """Take the change back, if there is one that waits to be confirmed.
+
+        Raises:
+            Failure: a part of it can't be taken back; the host tries again.
+        """
         with self.lock():
-            if self.state.exists():
-                log.warning("nobody confirmed the change of %s over a new connection: taking it back", self.name)
-                self._restore(only_files=at_boot)
+            if not self.state.exists():
+                return
+            log.warning("nobody confirmed the change of %s over a new connection: taking it back", self.name)
+            if faults := self._restore(at_boot=at_boot):
+                if at_boot:
+                    self._start_timer(RETRY_SECONDS)
+                raise Failure(f"the change of {self.name} can't be taken back yet: {'; '.join(faults)}; trying again in {RETRY_SECONDS} s.")
 
     def _validate(self, request: Request, changes: dict[str, Known]) -> None:
         with tempfile.TemporaryDirectory(dir="/run", prefix="holdfast-guard-") as folder:
@@ -212,54 +252,67 @@ class Guard:
                     copy.chmod(int(each.mode, 8))
                     done = _run([word.replace("%s", str(copy)) for word in each.validate])
                     if done.returncode:
-                        raise Failure(f"{each.path} was not changed, because {each.validate[0]} refuses its new content: {_said(done)}")
+                        checker = " ".join(each.validate)
+                        raise Failure(f"{each.path} was not changed, because `{checker}` refuses its new content: {_said(done)}")
 
     def _arm(self, request: Request, changes: dict[str, Known]) -> str:
         token = secrets.token_hex(16)
         before = {path: Known.of(Path(path)) for path in changes}
-        first = bool(request.retire) and all(Known.of(Path(each.path)).content is None for each in request.files)
+        first = bool(request.retire) and all(Known.of(Path(each.path)).content is None for each in request.files if not each.link)
         content = {
             "token": token,
             "files": {path: asdict(known) for path, known in before.items()},
             "apply": request.retire if first else request.apply,
         }
-        Known(base64.b64encode(json.dumps(content).encode()).decode(), 0o600).write(self.state)
+        Known.text(json.dumps(content), 0o600).write(self.state)
         unit = (
             f"[Unit]\nDescription=Take back a change of {self.name} that nobody confirmed before the reboot\n"
             "DefaultDependencies=no\nRequiresMountsFor=/var/lib/holdfast /usr/local\nAfter=local-fs.target\n"
             "Before=network-pre.target holdfast-firewall.service ssh.service\n"
             f"[Service]\nType=oneshot\nExecStart={PROGRAM} guard restore {self.name} --at-boot\n"
         )
-        Known(base64.b64encode(unit.encode()).decode(), 0o644).write(self.boot)
-        self.wanted_by.parent.mkdir(exist_ok=True)
-        self.wanted_by.unlink(missing_ok=True)
-        self.wanted_by.symlink_to(self.boot)
+        Known.text(unit, 0o644).write(self.boot)
+        Known(None, link=str(self.boot)).write(self.wanted_by)
         try:
-            _all([
-                ["systemd-run", "--quiet", "--collect", f"--unit={self.timer}", f"--on-active={request.seconds}s",
-                 "--timer-property=AccuracySec=200ms", PROGRAM, "guard", "restore", self.name]
-            ])  # fmt: skip
+            self._start_timer(request.seconds)
         except Failure:
             self._disarm()
             raise
         return token
 
-    def _restore(self, *, only_files: bool = False) -> None:
+    def _start_timer(self, seconds: int) -> None:
+        _all([
+            ["systemd-run", "--quiet", "--collect", f"--unit={self.timer}", f"--on-active={seconds}s",
+             f"--on-unit-inactive={RETRY_SECONDS}s", "--timer-property=AccuracySec=200ms", PROGRAM, "guard", "restore", self.name]
+        ])  # fmt: skip
+
+    def _restore(self, *, at_boot: bool = False) -> list[str]:
+        """Do all that can be done, and return what failed; where nothing has, the guard ends."""
         content = json.loads(self.state.read_text())
-        for path, known in content["files"].items():
-            Known(**known).write(Path(path))
-        try:
-            if not only_files:
-                _all(content["apply"])
-        except Failure as failure:
-            log.warning("the files are as they were, but %s", failure)
+        faults = self._write({path: Known(**each) for path, each in content["files"].items()})
+        faults += _faults(AT_BOOT if at_boot else content["apply"])
+        if faults:
+            # What is half taken back can't be confirmed any more.
+            return faults + self._write({str(self.state): Known.text(json.dumps(content | {"token": ""}), 0o600)})
         self._disarm()
+        return []
+
+    @staticmethod
+    def _write(files: dict[str, Known]) -> list[str]:
+        """Write all files that can be written, and return why others can't."""
+        faults = []
+        for path, known in files.items():
+            try:
+                known.write(Path(path))
+            except OSError as error:
+                faults.append(f"{path} can't be written: {error}")
+        return faults
 
     def _disarm(self) -> None:
         self.state.unlink(missing_ok=True)
         self.wanted_by.unlink(missing_ok=True)
         self.boot.unlink(missing_ok=True)
-        # None is there after a boot, and the one that called us has ended.
+        # None is there after a boot, and one that called us would call again.
         _run(["systemctl", "stop", f"{self.timer}.timer"])
 
 
@@ -269,6 +322,8 @@ def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
             command, check=False, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
             timeout=COMMAND_SECONDS,
         )  # fmt: skip
+    except OSError as error:
+        return subprocess.CompletedProcess(command, 127, str(error))
     except subprocess.TimeoutExpired:
         return subprocess.CompletedProcess(command, 124, f"it had not ended after {COMMAND_SECONDS} s")
 
@@ -277,11 +332,17 @@ def _said(done: subprocess.CompletedProcess[str]) -> str:
     return " ".join(done.stdout.split())[-1000:]
 
 
-def _all(commands: list[list[str]]) -> None:
+def _faults(commands: list[list[str]]) -> Iterator[str]:
     for command in commands:
         done = _run(command)
         if done.returncode:
-            raise Failure(f"`{' '.join(command)}` failed: {_said(done)}")
+            yield f"`{' '.join(command)}` failed: {_said(done)}"
+
+
+def _all(commands: list[list[str]]) -> None:
+    """Run one command after the other, up to the first that fails."""
+    for fault in _faults(commands):
+        raise Failure(fault)
 
 
 def _print(result: dict[str, Any]) -> None:
@@ -305,5 +366,5 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
     action = actions.add_parser("restore", help="take a change back that was not confirmed")
     action.add_argument("name")
-    action.add_argument("--at-boot", action="store_true", help="only the files: what reads them starts later")
+    action.add_argument("--at-boot", action="store_true", help="the files and systemd's units: what reads the files starts later")
     action.set_defaults(call=lambda given: Guard(given.name).restore(at_boot=given.at_boot))

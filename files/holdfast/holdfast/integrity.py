@@ -75,7 +75,7 @@ def _matcher(paths: Collection[str]) -> Callable[[str], bool]:
 
 
 class Watch:
-    """What is watched: trees, but for what is left out of them, and files with setuid or setgid wherever they lie."""
+    """What is watched: trees, but for what is left out of them, and files with setuid, setgid or capabilities wherever they lie."""
 
     def __init__(self, trees: Iterable[str], left_out: Iterable[str], root: str = "/") -> None:
         """Take patterns of paths, in which * stands for anything."""
@@ -119,7 +119,7 @@ class Watch:
                     continue
                 if stat.S_ISDIR(said.st_mode):
                     waiting.append((child.path, inside))
-                if inside or (stat.S_ISREG(said.st_mode) and said.st_mode & 0o6000):
+                if inside or (stat.S_ISREG(said.st_mode) and gives_rights(child.path, said.st_mode)):
                     yield child.path, said
 
     def scan(self, known: Baseline | None = None) -> Baseline:
@@ -210,10 +210,20 @@ def digest(path: str) -> str:
     """Return the digest of a file's content, and its capabilities where it has some."""
     with Path(path).open("rb") as file:
         content = hashlib.file_digest(file, "sha256").hexdigest()
-        try:
-            return f"{content} {os.getxattr(file.fileno(), 'security.capability').hex()}"
-        except OSError:
-            return content
+        return f"{content} {capabilities(file.fileno())}".rstrip()
+
+
+def capabilities(file: int | str) -> str:
+    """Return a file's capabilities as the kernel keeps them, in hexadecimal; nothing where it has none."""
+    try:
+        return os.getxattr(file, "security.capability").hex()
+    except OSError:
+        return ""
+
+
+def gives_rights(path: str, mode: int) -> bool:
+    """Say whether who runs a file gains rights by it."""
+    return bool(mode & 0o6000 or (mode & 0o111 and capabilities(path)))
 
 
 def differences(baseline: Found, now: Found) -> list[str]:
@@ -247,7 +257,9 @@ def sentence(path: str, should: Entry | None, now: Entry | None) -> str:
     path = "".join(each if each.isprintable() else ascii(each)[1:-1] for each in path)
     if should is None or now is None:
         what = now or should
-        privileged = " that gives its caller more rights" if now and now.kind == "file" and int(now.mode, 8) & 0o6000 else ""
+        # A file's capabilities follow its digest.
+        gains = now and now.kind == "file" and (int(now.mode, 8) & 0o6000 or " " in now.content)
+        privileged = " that gives its caller more rights" if gains else ""
         return f"{path} is {'new' if now else 'gone'}: a {what.kind if what else 'file'}{privileged}."
     faults = []
     if now.kind != should.kind:

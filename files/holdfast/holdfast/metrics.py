@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from holdfast import durable
 from holdfast.failure import Failure
 
 FOLDER = Path("/var/lib/prometheus/node-exporter")
@@ -58,11 +58,7 @@ def write(topic: str, gauges: Iterable[Gauge]) -> None:
             lines += [f"# HELP {gauge.name} {gauge.help}", f"# TYPE {gauge.name} gauge"]
             lines += [f"{name} {value:.17g}" for name, value in samples]
     try:
-        with tempfile.NamedTemporaryFile("w", dir=FOLDER, prefix=f".{topic}.", encoding="utf-8", delete=False) as file:
-            file.write("\n".join(lines) + "\n")
-        fresh = Path(file.name)
-        fresh.chmod(0o644)
-        fresh.replace(path_of(topic))
+        durable.write(path_of(topic), ("\n".join(lines) + "\n").encode(), 0o644)
     except OSError as error:
         raise Failure(
             f"The metrics of {topic} can't be written to {FOLDER} ({error.strerror}): run `ansible-playbook site.yml --tags holdfast`."

@@ -19,6 +19,7 @@ import io
 import itertools
 import json
 import logging
+import math
 import os
 import pwd
 import shutil
@@ -26,7 +27,7 @@ import subprocess
 import tarfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ from typing import Any
 from holdfast import fingerprint, metrics, postgres
 from holdfast.failure import Failure
 from holdfast.rclone import TRANSFER_SECONDS, Bucket, Rclone, environment, rclone
+from holdfast.unit import ended_from_outside
 
 SETTINGS = Path("/etc/holdfast-offsite.json")
 LOCK_SECONDS = 3600
@@ -106,11 +108,11 @@ class Copied:
 
 
 class Offsite:
-    """The copies in the bucket."""
+    """The copies in the bucket; those made after `until`, in seconds since 1970, are as if they were not there."""
 
-    def __init__(self, settings: Settings, tool: Rclone) -> None:
+    def __init__(self, settings: Settings, tool: Rclone, until: float = math.inf) -> None:
         """Take the settings, and rclone with its remotes."""
-        self.settings, self.tool = settings, tool
+        self.settings, self.tool, self.until = settings, tool, until
 
     def check(self) -> None:
         """Find out whether the bucket can be read and the passphrase is the right one.
@@ -194,7 +196,7 @@ class Offsite:
     def _keep(self, what: str, content: bytes) -> Copied:
         """Keep a small file under its time and digest; what is there already is not written again."""
         digest = hashlib.sha256(content).hexdigest()[:16]
-        kept = self.tool.names(f"{ENCRYPTED}:{what}")
+        kept = self.kept(what)
         if not kept or kept[-1].split("-")[1] != digest:
             self.tool.write(f"{ENCRYPTED}:{what}/{_stamp()}-{digest}", content)
         # One that was superseded within the time of retention stays.
@@ -233,7 +235,12 @@ class Offsite:
     def dumps(self) -> list[str]:
         """Name the whole dumps by their time, the newest last."""
         listed = self.tool.entries(f"{ENCRYPTED}:dumps", recursive=True)
-        return sorted(each["Path"].split("/", maxsplit=1)[0] for each in listed if each["Path"].endswith(f"/{MANIFEST}"))
+        whole = sorted(each["Path"].split("/", maxsplit=1)[0] for each in listed if each["Path"].endswith(f"/{MANIFEST}"))
+        return [stamp for stamp in whole if made(stamp) <= self.until]
+
+    def kept(self, what: str) -> list[str]:
+        """Name the copies of the certificates, the release or the inventory, the newest last."""
+        return [name for name in self.tool.names(f"{ENCRYPTED}:{what}") if made(name) <= self.until]
 
     def manifest(self) -> dict[str, Any]:
         """Return what the newest dump recorded of itself.
@@ -252,7 +259,7 @@ class Offsite:
         Raises:
             Failure: there is none.
         """
-        if not (kept := self.tool.names(f"{ENCRYPTED}:{what}")):
+        if not (kept := self.kept(what)):
             raise Failure(f"The bucket has no copy of the {what}.")
         return self.tool.read(f"{ENCRYPTED}:{what}/{kept[-1]}")
 
@@ -333,13 +340,18 @@ def _stamp() -> str:
     return dt.datetime.now(dt.UTC).strftime(STAMP)
 
 
+def made(name: str) -> float:
+    """Say when a copy was made, by its name, in seconds since 1970; of what has no such name it is not known."""
+    try:
+        return dt.datetime.strptime(name.split("-", maxsplit=1)[0], STAMP).replace(tzinfo=dt.UTC).timestamp()
+    except ValueError:
+        return math.inf
+
+
 def _age_days(name: str) -> float:
     """Say how old a copy is by its name."""
-    try:
-        made = dt.datetime.strptime(name.split("-", maxsplit=1)[0], STAMP).replace(tzinfo=dt.UTC)
-    except ValueError:
-        return 0  # not ours: never deleted
-    return (dt.datetime.now(dt.UTC) - made).total_seconds() / 86400
+    # What is not ours is never old enough to be deleted.
+    return max(time.time() - made(name), 0) / 86400
 
 
 def _archive(folder: Path, leave_out: tuple[str, ...] = ()) -> bytes:
@@ -375,11 +387,11 @@ def _open_sealed(content: bytes, passphrase: str) -> str:
 
 
 @contextmanager
-def offsite(settings: Settings) -> Iterator[Offsite]:
-    """Open the copies."""
+def offsite(settings: Settings, until: float = math.inf) -> Iterator[Offsite]:
+    """Open the copies, or those of before a moment in seconds since 1970."""
     buckets = {REMOTE: settings.bucket} | ({DOCUMENTS: settings.documents} if settings.documents else {})
     with rclone(buckets, ENCRYPTED, f"{REMOTE}:{settings.bucket.bucket}{settings.path}", settings.passphrase) as tool:
-        yield Offsite(settings, tool)
+        yield Offsite(settings, tool, until)
 
 
 @contextmanager
@@ -424,6 +436,19 @@ def _record(what: str, copied: Copied | None, seconds: float) -> None:
     metrics.write(topic, [metrics.Gauge(f"{prefix}{name}", told, labelled={labels: value}) for name, (told, value) in values.items()])
 
 
+def _parts(wanted: list[str], *, documents: bool) -> list[str]:
+    files = [*(["documents"] if documents else []), *KEPT]
+    return list(dict.fromkeys(part for what in wanted for part in (files if what == FILES else [what])))
+
+
+def _record_untried(wanted: list[str]) -> None:
+    """Record copies that failed before they were tried, where the settings may not even be readable."""
+    # Why they failed is what a person has to read, even where nothing can be recorded.
+    with suppress(Failure):
+        for what in _parts(wanted, documents=bool(metrics.read("offsite_documents"))):
+            _record(what, None, 0)
+
+
 def copy(settings: Settings, wanted: list[str]) -> None:
     """Make copies, each for itself: one that fails does not keep the others.
 
@@ -431,18 +456,20 @@ def copy(settings: Settings, wanted: list[str]) -> None:
         Failure: one or more could not be made; the text says which, and why.
     """
     faults = []
-    files = [*(["documents"] if settings.documents else []), *KEPT]
-    wanted = list(dict.fromkeys(part for what in wanted for part in (files if what == FILES else [what])))
-    with _alone(), offsite(settings) as copies:
-        for what in wanted:
-            begun = time.monotonic()
-            copied = None
-            try:
-                copied = copies.copy(what)
-                log.info("%s: %d objects, %d bytes", what, copied.objects, copied.size)
-            except Failure as failure:
-                faults.append(f"{what.capitalize()} could not be copied. {failure}")
-            _record(what, copied, time.monotonic() - begun)
+    left = _parts(wanted, documents=settings.documents is not None)
+    try:
+        with _alone(), offsite(settings) as copies:
+            while left:
+                what, begun, copied = left.pop(0), time.monotonic(), None
+                try:
+                    copied = copies.copy(what)
+                    log.info("%s: %d objects, %d bytes", what, copied.objects, copied.size)
+                except Failure as failure:
+                    faults.append(f"{what.capitalize()} could not be copied. {failure}")
+                _record(what, copied, time.monotonic() - begun)
+    except Failure:
+        _record_untried(left)
+        raise
     if faults:
         raise Failure(" ".join(faults))
 
@@ -465,17 +492,31 @@ def fetch(settings: Settings, what: str, folder: Path) -> None:
     """
     with offsite(settings) as copies:
         copies.check()
+        # What it holds is nobody else's.
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if what == "documents":
             copies.tool.run("copy", CURRENT, str(folder), timeout_seconds=TRANSFER_SECONDS)
         elif what == "dumps":
             copies.manifest()
             copies.tool.run("copy", f"{ENCRYPTED}:dumps/{copies.dumps()[-1]}", str(folder), timeout_seconds=TRANSFER_SECONDS)
         elif what == "release":
-            folder.mkdir(parents=True, exist_ok=True)
             (folder / "release.json").write_bytes(copies.newest(what))
         else:
-            folder.mkdir(parents=True, exist_ok=True)
             extract(copies.newest(what), folder)
+
+
+def _copy(given: argparse.Namespace) -> None:
+    if given.ended:
+        if result := ended_from_outside():
+            _record_untried(given.what)
+            log.error("The copy was ended from outside (%s): `journalctl --unit 'holdfast-offsite@*'` says by what.", result)
+        return
+    try:
+        settings = Settings.read(given.settings)
+    except Failure:
+        _record_untried(given.what)
+        raise
+    copy(settings, given.what)
 
 
 def _cat(settings: Settings, path: str) -> None:
@@ -519,8 +560,10 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         action.set_defaults(call=lambda given: call(Settings.read(given.settings), given))
         return action
 
-    action = add("copy", "make copies now", lambda settings, given: copy(settings, given.what))
+    action = actions.add_parser("copy", help="make copies now")
     action.add_argument("what", nargs="+", choices=(*WHAT, FILES), help=f"{FILES} is all but the dumps")
+    action.add_argument("--ended", action="store_true", help="only record that it was ended from outside, where it was (ExecStopPost=)")
+    action.set_defaults(call=_copy)
     add("check", "prove that the bucket opens", lambda settings, given: _check(settings))
     add("list", "say what the bucket has", lambda settings, given: _list(settings))
     action = add("cat", "print one file of the bucket, as `list` names it", lambda settings, given: _cat(settings, given.path))

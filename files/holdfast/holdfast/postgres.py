@@ -62,6 +62,8 @@ def as_postgres(words: Sequence[str], *, timeout_seconds: float, stdin: str | No
             input=stdin or "",
             timeout=timeout_seconds,
             cwd="/",
+            # What we read of it must not be translated.
+            env={**os.environ, "LC_ALL": "C.UTF-8"},
             **identity(),
         )
     except FileNotFoundError as error:
@@ -101,13 +103,13 @@ def pgbackrest(*words: str, timeout_seconds: float = PGBACKREST_SECONDS) -> str:
     return done.stdout
 
 
-def info() -> dict[str, Any]:
+def info(*options: str) -> dict[str, Any]:
     """Return what the repositories hold of the stanza (`pgbackrest info`).
 
     Raises:
         Failure: pgBackRest can't be asked.
     """
-    found: list[dict[str, Any]] = json.loads(pgbackrest("info", "--output=json"), strict=False)
+    found: list[dict[str, Any]] = json.loads(pgbackrest("info", "--output=json", *options), strict=False)
     return found[0] if found else {"backup": [], "archive": [], "repo": [], "db": []}
 
 

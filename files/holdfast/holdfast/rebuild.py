@@ -28,7 +28,8 @@ from urllib.parse import urlsplit
 from holdfast import durable, fingerprint, offsite, postgres, restore
 from holdfast.failure import Failure
 from holdfast.fingerprint import Fingerprint
-from holdfast.offsite import CURRENT, DOCUMENTS, ENCRYPTED, SETTINGS, Offsite, Settings
+from holdfast.offsite import CURRENT, DOCUMENTS, SETTINGS, Offsite, Settings
+from holdfast.recovery import Target
 
 FOLDER = Path("/var/lib/holdfast-rebuild")
 STATE = FOLDER / "state.json"
@@ -43,6 +44,7 @@ WITHOUT = {"certificates": "the proxy gets new ones", "release": "the images tha
 LAST_WRITE = re.compile(r"last completed transaction was at log time (\S+ \S+)")
 CERTIFICATE = re.compile(r"-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----", re.DOTALL)
 HTTPS_PORT = 443
+LATEST = "latest"
 ANSWER_SECONDS = 60
 PAUSE_SECONDS = 1
 AGAIN = "Run playbooks/rebuild.yml again: it goes on from there."
@@ -59,12 +61,14 @@ class State:
         seconds: what each part that is done took.
         finished: when all of it was checked; 0 before.
         said: what was brought back, in sentences.
+        target: what the database was to come back to.
     """
 
     began: float
     seconds: dict[str, float] = field(default_factory=dict)
     finished: float = 0
     said: dict[str, list[str]] = field(default_factory=dict)
+    target: str = LATEST
 
     @classmethod
     def read(cls) -> State | None:
@@ -104,7 +108,7 @@ def _utc(moment: float) -> str:
 
 def _copied_at(name: str) -> str:
     """Say when a copy was made, by its name."""
-    return datetime.strptime(name.split("-", maxsplit=1)[0], offsite.STAMP).replace(tzinfo=UTC).strftime("%Y-%m-%d %H:%M:%S+00")
+    return _utc(offsite.made(name))
 
 
 def look() -> str:
@@ -132,12 +136,13 @@ def look() -> str:
     return "The host is new."
 
 
-def plan(settings: Settings) -> list[str]:
+def plan(settings: Settings, target: str = LATEST) -> list[str]:
     """Say what the bucket has to bring back; nothing is changed.
 
     Raises:
-        Failure: the bucket does not open, or has no backup of the database.
+        Failure: the bucket does not open, or has no backup of the database, or the target is none.
     """
+    wanted = Target.parse(target, time.time())
     # The service that will have the documents may not be there yet.
     with offsite.offsite(replace(settings, documents=None)) as copies:
         copies.check()
@@ -146,20 +151,21 @@ def plan(settings: Settings) -> list[str]:
             found = copies.backups()
             if not found:
                 raise Failure(f"{settings.repository_path} opens and has no backup of the database: nothing can be brought back from it.")
-            lines.append(f"Database: the newest of {len(found)} backups is {found[-1]}; all WAL after it is rolled forward.")
+            forward = "all WAL after it is rolled forward" if target == LATEST else f"the database is brought back to {wanted}"
+            lines.append(f"Database: the newest of {len(found)} backups is {found[-1]}; {forward}.")
         dumps = copies.dumps()
         lines.append(f"Checksums of rows: {f'recorded at {_copied_at(dumps[-1])}' if dumps else 'none were recorded'}.")
         if settings.documents:
             listed = copies.tool.entries(CURRENT, recursive=True)
             lines.append(f"Documents: {len(listed)}, {sum(each['Size'] for each in listed)} bytes.")
-    lines += [_as_of(part, kept(settings, part)) for part in WITHOUT]
+        lines += [_as_of(part, copies.kept(part)) for part in WITHOUT]
     return lines
 
 
 def kept(settings: Settings, part: str) -> list[str]:
     """Name the copies of a part, the newest last."""
     with offsite.offsite(replace(settings, documents=None)) as copies:
-        return copies.tool.names(f"{ENCRYPTED}:{part}")
+        return copies.kept(part)
 
 
 def _as_of(part: str, names: list[str]) -> str:
@@ -169,16 +175,18 @@ def _as_of(part: str, names: list[str]) -> str:
 # Bringing back
 
 
-def _database() -> list[str]:
-    """Bring the database to the last archived moment."""
-    before = restore.State.read()
+def _database(state: State) -> list[str]:
+    """Bring the database to the last archived moment, or to another one that was asked for."""
+    before, target = restore.State.read(), state.target
     if before and before.new_host and before.finished:
+        state.target = before.target
         return ["Database: it was back already."]
-    found = restore.run("latest", new_host=True)
+    found = restore.run(target, new_host=True)
     rows = sum(sum(tables.values()) for tables in found.rows.values())
     written = LAST_WRITE.findall(_recovery_log())
     upto = f", the last one of {written[-1]}" if written else ""
-    return [f"Database: all that was archived is back{upto}; {rows} rows. Proven: {'; '.join(found.said)}."]
+    what = "all that was archived is back" if target == LATEST else f"it is back at {target}, as was asked for"
+    return [f"Database: {what}{upto}; {rows} rows. Proven: {'; '.join(found.said)}."]
 
 
 def _recovery_log() -> str:
@@ -198,12 +206,13 @@ def _copy(settings: Settings, part: str) -> list[str]:
     return [_as_of(part, names)]
 
 
-def run(settings: Settings, host_seconds: float) -> State:
+def run(settings: Settings, host_seconds: float, target: str = LATEST) -> State:
     """Bring back each part that is not back yet.
 
     Args:
         settings: what the role offsite wrote.
         host_seconds: how long the host itself took to prepare.
+        target: what the database comes back to.
 
     Raises:
         Failure: a part could not be brought back; those before it are.
@@ -212,6 +221,8 @@ def run(settings: Settings, host_seconds: float) -> State:
     if state is None or state.finished:
         look()
         state = State(time.time())
+    if "database" not in state.seconds:
+        state.target = target
     state.done(HOST, host_seconds, [])
     for part in PARTS:
         if part in state.seconds:
@@ -220,7 +231,7 @@ def run(settings: Settings, host_seconds: float) -> State:
         log.info("%s …", part)
         begun = time.monotonic()
         try:
-            said = _database() if part == "database" else _copy(settings, part)
+            said = _database(state) if part == "database" else _copy(settings, part)
         except Failure as failure:
             done = [each for each in PARTS if each in state.seconds]
             raise Failure(f"The {part} could not be brought back ({', '.join(done) or 'none'} are). {failure} {AGAIN}") from failure
@@ -322,8 +333,7 @@ def _compare_rows(copies: Offsite) -> tuple[list[str], list[str]]:
     faults, rows, changed = [], 0, 0
     for name, content in manifest["databases"].items():
         before = Fingerprint.read(content)
-        there = json.loads(postgres.psql(fingerprint.TABLES, database=name))
-        after = fingerprint.take(name, before.bound, tables=[table for table in before.tables if table in there])
+        after = fingerprint.again(name, before)
         rows += after.rows
         changed += fingerprint.changed(before, after)
         faults += [f"Rows of {each} in {name} are not what the lost host recorded." for each in fingerprint.faults(before, after)]
@@ -344,7 +354,7 @@ def _compare_documents(copies: Offsite) -> tuple[list[str], list[str]]:
 
 def _compare_certificate(copies: Offsite, served: bytes) -> list[str]:
     """Say whether what the proxy shows is what the lost host's showed; a newer one is none of our faults."""
-    if not copies.tool.names(f"{ENCRYPTED}:certificates"):
+    if not copies.kept("certificates"):
         return []
     with tarfile.open(fileobj=io.BytesIO(copies.newest("certificates"))) as archive:
         files = [archive.extractfile(each) for each in archive if each.isfile() and each.name.endswith(".crt")]
@@ -354,7 +364,7 @@ def _compare_certificate(copies: Offsite, served: bytes) -> list[str]:
 
 
 def _compare_release(copies: Offsite) -> tuple[list[str], list[str]]:
-    if not copies.tool.names(f"{ENCRYPTED}:release"):
+    if not copies.kept("release"):
         return [], []
     before = json.loads(copies.newest("release"))
     now = json.loads((Path(copies.settings.app_path) / "live" / "release.json").read_text(encoding="utf-8"))
@@ -382,9 +392,12 @@ def check(settings: Settings, given: dict[str, Any], application_seconds: float)
     site = Site(given["url"], given["ca_file"])
     said = [f"Application: {site.ask(Question(**question))}." for question in given["questions"]]
     faults: list[str] = []
-    with offsite.offsite(settings) as copies:
+    # The host makes copies of its own by now, which would be compared with itself.
+    with offsite.offsite(settings, until=state.began) as copies:
         said += _compare_certificate(copies, site.certificate)
-        for compare in (_compare_rows, _compare_documents, _compare_release):
+        if state.target != LATEST:
+            said.append("Rows: not compared, as the lost host may have recorded checksums after the moment that was asked for.")
+        for compare in (*([_compare_rows] if state.target == LATEST else []), _compare_documents, _compare_release):
             holds, wrong = compare(copies)
             said += holds
             faults += wrong
@@ -426,10 +439,16 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         return action
 
     add("look", "refuse a host on which something could be lost", lambda _: look())
-    add("plan", "say what the bucket has to bring back", lambda given: "\n".join(plan(Settings.read(given.settings))))
-    action = add(
-        "run", "bring back what is not back yet", lambda given: "\n".join(run(Settings.read(given.settings), given.host_seconds).lines())
+    planned = add(
+        "plan", "say what the bucket has to bring back", lambda given: "\n".join(plan(Settings.read(given.settings), given.target))
     )
+    action = add(
+        "run",
+        "bring back what is not back yet",
+        lambda given: "\n".join(run(Settings.read(given.settings), given.host_seconds, given.target).lines()),
+    )
+    for each in (planned, action):
+        each.add_argument("--target", default=LATEST, help="what the database comes back to (default %(default)s)")
     action.add_argument("--host-seconds", type=float, default=0, help="how long the host took to prepare")
     action = add(
         "check",

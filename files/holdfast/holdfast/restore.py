@@ -8,7 +8,6 @@ and kept, so a restore that ended halfway is run again, or taken back.
 from __future__ import annotations
 
 import argparse
-import fcntl
 import json
 import logging
 import os
@@ -19,17 +18,18 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from holdfast import backup, durable, postgres, proof, recovery
+from holdfast import backup, durable, lock, postgres, proof, recovery
 from holdfast.failure import Failure
 from holdfast.recovery import Archive, Choice, Target
 from holdfast.server import Server
 
 UNIT = "postgresql@17-main.service"
 POOLER = "pgbouncer.service"
+VERIFY = "holdfast-backup@verify.service"
 CONFIG = Path("/etc/postgresql/17/main/postgresql.conf")
 FOLDER = Path("/var/lib/holdfast-restore")
 STATE = FOLDER / "state.json"
@@ -50,6 +50,8 @@ LEFT_BEHIND = (
 )
 RESTORE_SECONDS = 24 * 3600
 UNIT_SECONDS = 3700
+# Exit code of `pg_ctl status` where no server runs.
+NO_SERVER = 3
 MB = 1 << 20
 
 log = logging.getLogger("holdfast.restore")
@@ -64,6 +66,7 @@ class State:
         step: what is being done.
         stopped: units that ran before.
         kept: folder of the data directory that is replaced; empty before it is.
+        complete: whether the data directory is the restored one; who started the server on it may have written to it since.
         finished: whether all of it was done.
         new_host: whether the server was a new host's.
     """
@@ -72,6 +75,7 @@ class State:
     step: str = "begin"
     stopped: list[str] = field(default_factory=list)
     kept: str = ""
+    complete: bool = False
     finished: bool = False
     new_host: bool = False
 
@@ -102,17 +106,21 @@ class Plan:
         choice: backup and timeline.
         units: units that run and will be stopped.
         running: whether the server answers.
+        busy: whether a backup runs, or a proof of them.
         needed: bytes that it needs on the disk.
         free: bytes that are free.
-        unfinished: the restore that ended halfway and is gone on with; nothing where there is none.
+        unfinished: the restore that ended halfway; without what it kept where this one begins anew; nothing where there is none.
+        awaited: the repository that has to hold all that was written before the server stops; 0 where none has to.
     """
 
     choice: Choice
     units: list[str]
     running: bool
+    busy: bool
     needed: int
     free: int
     unfinished: State | None
+    awaited: int
 
     def lines(self) -> list[str]:
         """Say it to a person."""
@@ -128,16 +136,22 @@ class Plan:
             "Not touched: documents in buckets, the cache and the queue. They may know of rows that are gone.",
             f"Stopped meanwhile: {stops}.",
             f"Disk: {self.needed // MB} MB of {self.free // MB} MB that are free. What is replaced is kept until `holdfast restore clean`.",
-            *([f"A restore to {self.unfinished.target} ended halfway at '{self.unfinished.step}': this one goes on from there."]
-              if self.unfinished else []),
+            *(["A backup runs, and is waited for; a proof of the backups is ended instead."] if self.busy else []),
+            *self._before(),
         ]  # fmt: skip
+
+    def _before(self) -> list[str]:
+        if self.unfinished is None:
+            return []
+        onward = "goes on from there" if self.unfinished.kept else "begins anew, and keeps what is here now"
+        return [f"A restore to {self.unfinished.target} ended halfway at '{self.unfinished.step}': this one {onward}."]
 
     def _lost(self) -> str:
         target = self.choice.target
         since = {"label": self.choice.backup.ended}.get(target.kind, target.moment)
         if target.kind == "latest":
             return (
-                "nothing that was archived."
+                "nothing, as what is written until the server stops is archived first."
                 if self.running
                 else "what the server had written and not archived when it stopped, if anything."
             )
@@ -186,11 +200,22 @@ def _bytes(folder: Path) -> int:
 
 
 def _system_id(data: Path) -> int | None:
-    """Return the identifier of the cluster in a data directory; nothing where it can't be told."""
+    """Return the identifier of the cluster in a data directory; nothing where there is none.
+
+    Raises:
+        Failure: there is one, and it can't be told.
+    """
     done = postgres.as_postgres([str(recovery.BIN / "pg_controldata"), str(data)], timeout_seconds=60)
     for line in done.stdout.splitlines():
         if line.startswith("Database system identifier:"):
             return int(line.rpartition(" ")[2])
+    control = data / "global" / "pg_control"
+    if control.exists():
+        why = (done.stderr.strip().splitlines() or ["it names none"])[-1]
+        raise Failure(
+            f"{control} does not say which database this is ({why}), so nobody knows whether the repositories hold its past: "
+            "where you do, move that file elsewhere, then run this again."
+        )
     return None
 
 
@@ -226,6 +251,44 @@ def _refuse_other_cluster(archives: list[Archive]) -> None:
             )
 
 
+def _refuse_tied() -> None:
+    """Refuse a data directory that can't be kept by renaming it, with all its WAL."""
+    for path in (postgres.DATA, postgres.DATA / "pg_wal"):
+        what = "a symbolic link" if path.is_symlink() else "a mount point" if path.is_mount() else ""
+        if what:
+            raise Failure(
+                f"{path} is {what}, and a restore keeps the data directory as a whole by renaming it: stop {UNIT}, make {path} a plain "
+                f"folder with the same content (a disk of its own can be mounted at {postgres.DATA.parent}), then run this again."
+            )
+
+
+def _need(target: Target) -> str:
+    return "latest would lose it" if target.kind == "latest" else f"{target} may lie in it"
+
+
+def _awaited(target: Target, repository: int) -> int:
+    """Refuse to go back to what was acknowledged and does not get into the archive.
+
+    Returns:
+        The repository that has to hold all that was written before the server stops; 0 where the target needs nothing of the last.
+
+    Raises:
+        Failure: archiving stands still, and the target is not known to lie before that.
+    """
+    if target.kind in ("label", recovery.UNTIL_GAP):
+        return 0
+    segments, seconds = recovery.waiting(repository)
+    until = recovery.archived_until(seconds)
+    if seconds > recovery.ARCHIVED_SECONDS and (target.moment is None or target.moment >= until):
+        raise Failure(
+            f"What was written in the last {seconds:.0f} s, {segments} segments of WAL, is not in repository {repository}, and "
+            f"{_need(target)}: `holdfast archive` says why; or write a time of before that."
+        )
+    # What is archived just now may have waited for long, and only a transaction that follows a moment ends a restore to it.
+    settled = min(until, time.time() - seconds) - recovery.ARCHIVED_SECONDS
+    return repository if target.moment is None or target.moment >= settled else 0
+
+
 def plan(text: str, *, new_host: bool = False, spare_mb: int = SPARE_MB) -> Plan:
     """Decide how a target is reached, and refuse what can't be done; nothing is changed.
 
@@ -235,32 +298,51 @@ def plan(text: str, *, new_host: bool = False, spare_mb: int = SPARE_MB) -> Plan
     target = Target.parse(text, time.time())
     state = State.read()
     unfinished = state if state and not state.finished else None
+    _refuse_tied()
     archives = recovery.archives()
-    data = postgres.DATA
+    data, running = postgres.DATA, _answers()
+    if unfinished and (unfinished.complete or running) and (data / "PG_VERSION").exists():
+        # Somebody may have worked on what that one restored: it is kept like any data.
+        unfinished = replace(unfinished, kept="")
     if not new_host:
         _refuse_other_cluster(archives)
     elif not (unfinished and unfinished.new_host):
         refuse_data()
-    choice = recovery.find(target, archives)
-    if target.kind == "xid" and not new_host and _answers():
+    if target.kind == "xid" and not new_host and running:
         following = postgres.psql("SELECT pg_snapshot_xmax(pg_current_snapshot())::xid")
         if int(target.value) >= int(following):
             raise Failure(f"The transaction {target.value} has not been yet, the next one is {following}: write an earlier one, or latest.")
+    choice = recovery.find(target, archives)
     spaces = data / "pg_tblspc"
     if spaces.is_dir() and any(spaces.iterdir()):
         raise Failure(
             f"The server has tablespaces outside of {data}, which a restore would not keep: move their tables back, and drop them."
         )
-    here = _bytes(data)
-    copied = 0 if new_host or (unfinished and unfinished.kept) else here
-    needed = copied + max(choice.backup.size - here, 0) + spare_mb * MB
-    free = shutil.disk_usage(data.parent).free
+    needed = _needed(choice.backup.size, "" if unfinished is None else unfinished.kept, new_host=new_host) + spare_mb * MB
+    # What an unfinished copy took goes first.
+    free = shutil.disk_usage(data.parent).free + _bytes(_copy_folder())
     if needed > free:
         raise Failure(
             f"The restore needs {needed // MB} MB on the disk of {data}, and {free // MB} MB are free: make room there"
             f"{', or `holdfast restore clean`' if _kept() else ''}."
         )
-    return Plan(choice, _running_units(), _answers(), needed, free, unfinished)
+    live = running and not new_host
+    awaited = _awaited(target, choice.backup.repository) if live else 0
+    recovery.refuse_gap(choice, archives, recovery.unarchived() if live else (), lost=new_host)
+    return Plan(choice, _running_units(), running, lock.held(backup.LOCK), needed, free, unfinished, awaited)
+
+
+def _needed(size: int, kept: str, *, new_host: bool) -> int:
+    """Return the bytes that a backup needs on the disk, and what is copied for it to be compared with."""
+    copied = Path(kept) if kept and Path(kept).is_dir() else postgres.DATA
+    if new_host or (copied != postgres.DATA and (postgres.DATA / "PG_VERSION").exists()):
+        return max(size - _bytes(postgres.DATA), 0)
+    return max(size, _bytes(copied))
+
+
+def _copy_folder() -> Path:
+    """Return where the copy of what is kept is made, beside the data directory."""
+    return postgres.DATA.with_name(f"{postgres.DATA.name}.copy")
 
 
 def _kept() -> list[Path]:
@@ -272,25 +354,42 @@ def _kept() -> list[Path]:
 def _alone() -> Iterator[None]:
     """Refuse to run beside another restore."""
     FOLDER.mkdir(mode=0o700, parents=True, exist_ok=True)
-    folder = os.open(FOLDER, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    with lock.alone(FOLDER, "Another restore is running: `holdfast restore status` says where it is."):
         yield
-    except BlockingIOError as error:
-        raise Failure("Another restore is running: `holdfast restore status` says where it is.") from error
-    finally:
-        os.close(folder)
 
 
-def _stop_all(state: State, *, flush: bool) -> None:
+def _archive_all(target: Target, repository: int) -> None:
+    """Have all that was written archived, in one repository at least where that is wanted.
+
+    Args:
+        target: what it is wanted for.
+        repository: the one that has to hold it; 0 where something earlier is wanted.
+
+    Raises:
+        Failure: it does not get there, and would be lost.
+    """
+    segment = recovery.flush()
+    if not repository or recovery.wait_archived(segment, recovery.ARCHIVED_SECONDS):
+        return
+    # Another repository may be away, and the server waits for all of them.
+    if recovery.last_archived(repository) < segment:
+        raise Failure(
+            f"What was written until now is not in repository {repository} after {recovery.ARCHIVED_SECONDS} s, and {_need(target)}: "
+            "`holdfast archive` says why."
+        )
+
+
+def _stop_all(state: State, chosen: Plan | None = None) -> None:
+    """Stop all that uses the database, and the server; for a plan, what it needs of the last that was written is archived before."""
     for unit in _running_units():
         if unit not in state.stopped:
             state.stopped.append(unit)
     state.write("stop what uses the database: " + (", ".join(state.stopped) or "nothing runs"))
     for unit in state.stopped:
         _stop(unit)
-    if flush and _answers():
-        recovery.flush()
+    if chosen and _answers():
+        state.write("archive what was written")
+        _archive_all(chosen.choice.target, chosen.awaited)
     state.write("stop the server")
     _stop(UNIT)
     # One that a restore before this one left behind.
@@ -298,6 +397,10 @@ def _stop_all(state: State, *, flush: bool) -> None:
         postgres.as_postgres(
             [str(recovery.BIN / "pg_ctl"), "--pgdata", str(postgres.DATA), "--mode=fast", "--wait", "stop"], timeout_seconds=UNIT_SECONDS
         )
+        # Of one that was killed the file stays, and pgBackRest takes it for a server that runs.
+        asked = postgres.as_postgres([str(recovery.BIN / "pg_ctl"), "--pgdata", str(postgres.DATA), "status"], timeout_seconds=60)
+        if asked.returncode == NO_SERVER:
+            (postgres.DATA / "postmaster.pid").unlink(missing_ok=True)
     _systemctl("reset-failed", UNIT)
 
 
@@ -312,15 +415,20 @@ def _set_aside(state: State) -> None:
     state.write(f"keep the data directory as {kept}")
     if not kept.exists():
         postgres.DATA.rename(kept)
+    copy = _copy_folder()
+    shutil.rmtree(copy, ignore_errors=True)
     if not (postgres.DATA / "PG_VERSION").exists():
         shutil.rmtree(postgres.DATA, ignore_errors=True)
         # Where the disk can share blocks, the copy costs nothing.
-        done = subprocess.run(
-            ["cp", "--archive", "--reflink=auto", str(kept), str(postgres.DATA)], check=False, capture_output=True, text=True
-        )
+        done = subprocess.run(["cp", "--archive", "--reflink=auto", str(kept), str(copy)], check=False, capture_output=True, text=True)
         if done.returncode:
             log.warning("The data directory can't be copied, so all of it is fetched: %s", done.stderr.strip().splitlines()[-1:])
+            shutil.rmtree(copy, ignore_errors=True)
             _empty()
+        else:
+            # After a power cut no server may start at boot on half a copy, nor on a whole one; pgBackRest writes this file last.
+            (copy / "global" / "pg_control").unlink(missing_ok=True)
+            copy.rename(postgres.DATA)
 
 
 def _empty() -> None:
@@ -372,8 +480,22 @@ def _ways_out(state: State) -> str:
         f"The application is down and the data directory of before lies in {state.kept}: "
         "`holdfast restore run` again, with this or another target, or `holdfast restore undo` puts it back."
         if state.kept
-        else "Nothing is replaced yet: run this again, or `holdfast restore undo` starts everything as it was."
+        else "Nothing is replaced: run this again, or `holdfast restore undo` starts everything as it was."
     )
+
+
+@contextmanager
+def _told(state: State) -> Iterator[None]:
+    """Add to whatever goes wrong at what it did, and the ways out.
+
+    Raises:
+        Failure: something went wrong.
+    """
+    try:
+        yield
+    except (Failure, OSError, subprocess.SubprocessError) as error:
+        said = f"{str(error).rstrip('.')}. It ended at '{state.step}'."
+        raise Failure(said if state.new_host else f"{said} {_ways_out(state)}") from error
 
 
 def run(text: str, *, new_host: bool = False, spare_mb: int = SPARE_MB) -> proof.Proof:
@@ -391,22 +513,21 @@ def run(text: str, *, new_host: bool = False, spare_mb: int = SPARE_MB) -> proof
         chosen = plan(text, new_host=new_host, spare_mb=spare_mb)
         before = chosen.unfinished or State(text)
         state = State(text, stopped=before.stopped, kept=before.kept, new_host=new_host)
-        try:
-            with _no_backup():
-                # What an empty server writes is no part of this past.
-                _stop_all(state, flush=not new_host)
-                if new_host:
-                    _empty()
-                else:
-                    _set_aside(state)
-                state.write(f"restore the backup {chosen.choice.backup.label}")
-                delta = ["--delta"] if (postgres.DATA / "PG_VERSION").exists() else []
-                postgres.pgbackrest("restore", *delta, *chosen.choice.options(), timeout_seconds=RESTORE_SECONDS)
-                state.write(f"roll forward to {chosen.choice.target}")
-                found = _roll_forward(state)
-                _start_all(state)
-        except Failure as failure:
-            raise Failure(f"{failure} It ended at '{state.step}'. {'' if new_host else _ways_out(state)}".strip()) from failure
+        with _told(state), _no_backup():
+            # What an empty server writes is no part of this past.
+            _stop_all(state, None if new_host else chosen)
+            if new_host:
+                _empty()
+            else:
+                _set_aside(state)
+            state.write(f"restore the backup {chosen.choice.backup.label}")
+            delta = ["--delta"] if (postgres.DATA / "PG_VERSION").exists() else []
+            options = [*delta, *chosen.choice.options(), *chosen.choice.fetching()]
+            postgres.pgbackrest("restore", *options, timeout_seconds=RESTORE_SECONDS)
+            state.write(f"roll forward to {chosen.choice.target}")
+            found = _roll_forward(state)
+            state.complete = True
+            _start_all(state)
         state.finished = True
         state.write("done" if new_host else "make a backup of it")
     if not new_host:
@@ -421,6 +542,8 @@ def run(text: str, *, new_host: bool = False, spare_mb: int = SPARE_MB) -> proof
 def _no_backup() -> Iterator[None]:
     """Keep backups waiting, where there can be any."""
     if backup.LOCK.is_dir():
+        # It takes hours, only reads, and comes again.
+        _systemctl("stop", VERIFY)
         with backup.alone():
             yield
     else:
@@ -444,9 +567,12 @@ def undo() -> str:
             raise Failure(f"{kept} is there no more: restore to an earlier moment instead.")
         if kept is None and state.finished:
             raise Failure("The last restore kept no data directory, as it was a new host's.")
+        if state.finished:
+            # What that restore had stopped it has started again, and somebody may have stopped it since.
+            state.stopped.clear()
         state.finished = False
-        with _no_backup():
-            _stop_all(state, flush=False)
+        with _told(state), _no_backup():
+            _stop_all(state)
             if kept and kept.is_dir():
                 state.write(f"put {kept} back")
                 if (postgres.DATA / "PG_VERSION").exists():
@@ -482,7 +608,7 @@ def _new_timeline() -> None:
 
 
 def clean() -> str:
-    """Remove the data directories that were replaced.
+    """Remove the data directories that were replaced, and a copy that was cut short.
 
     Raises:
         Failure: a restore is under way that needs one.
@@ -491,7 +617,7 @@ def clean() -> str:
         state = State.read()
         if state and not state.finished:
             raise Failure(f"The restore to {state.target} is not finished, and may need it: run it again, or `holdfast restore undo`.")
-        found = _kept()
+        found = [*_kept(), *([copy] if (copy := _copy_folder()).exists() else [])]
         size = sum(_bytes(each) for each in found)
         for each in found:
             shutil.rmtree(each)
@@ -538,6 +664,8 @@ def _list() -> str:
 
 def _status() -> str:
     state = State.read()
+    if lock.held(FOLDER) and (state is None or state.finished):
+        return "A restore is under way and has changed nothing yet: it reads the repositories, or waits until a backup has ended."
     if state is None:
         return "There was no restore here."
     kept = "".join(f" {each} is kept." for each in _kept())

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from holdfast import postgres
+from holdfast import lock, postgres
 from holdfast.failure import Failure
 from holdfast.recovery import BIN, Choice
 from holdfast.server import Server
@@ -51,6 +51,17 @@ def _own(folder: Path, *names: str) -> None:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         if "user" in who:
             os.chown(path, who["user"], who["group"])
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Refuse to run beside what holds another copy in the same folder: each would remove the other's.
+
+    Raises:
+        Failure: one is there.
+    """
+    with lock.alone(folder.parent, f"Another copy is in use in {folder}: wait until it has ended, then run this again."):
+        yield
 
 
 def remove(folder: Path) -> None:
@@ -95,11 +106,12 @@ def copy(folder: Path, choice: Choice, *, spare_mb: int, settings: Mapping[str, 
     (folder / "pg_hba.conf").write_text("local all postgres peer\n", encoding="utf-8")
     (folder / "pg_ident.conf").write_text("", encoding="utf-8")
     data = folder / "data"
+    own, spool = (f"--pg1-path={data}", f"--lock-path={folder / 'lock'}"), f"--spool-path={folder / 'spool'}"
     begun = time.monotonic()
     try:
         postgres.pgbackrest(
-            "restore", "--archive-mode=off", f"--pg1-path={data}", f"--lock-path={folder / 'lock'}", f"--spool-path={folder / 'spool'}",
-            f"--tablespace-map-all={folder / 'tablespaces'}", *choice.options(), timeout_seconds=RESTORE_SECONDS,
+            "restore", "--archive-mode=off", *own, spool, f"--tablespace-map-all={folder / 'tablespaces'}", *choice.options(),
+            *choice.fetching(*own, ahead=spool), timeout_seconds=RESTORE_SECONDS,
         )  # fmt: skip
         restored = time.monotonic()
         with Server(data, folder / "socket", {**SETTINGS, "config_file": str(config), **(settings or {})}) as server:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import signal
 import subprocess
 import time
@@ -15,7 +14,7 @@ from typing import Self
 
 from holdfast import postgres
 from holdfast.failure import Failure
-from holdfast.recovery import BIN
+from holdfast.recovery import BIN, UNREADABLE
 
 RECOVERY_SECONDS = 24 * 3600
 STOP_SECONDS = 300
@@ -43,6 +42,8 @@ class Server:
             "log_destination": "stderr",
             "logging_collector": "off",
             "log_line_prefix": "",
+            # We read it.
+            "lc_messages": "C",
             # What the old host could hold must not keep it from rolling forward.
             "hot_standby": "off",
         }
@@ -104,10 +105,11 @@ class Server:
         lines = [found[2] for line in log.splitlines() if not EARLY.search(line) and (found := SERIOUS.search(line))]
         why = lines[-1].strip() if lines else "it gave no reason"
         if "recovery ended before configured recovery target was reached" in log:
-            return "The archive ends before the target, so nothing later was ever written or it never reached the repository: take latest."
+            return (
+                "The archive ends before the target, or has a gap there: what was written later, if anything, is in the database of before "
+                "only. After a restore `holdfast restore undo` brings that back; get archiving going (`holdfast archive` says why it "
+                "stands still), then ask for the target again."
+            )
+        if f"exit code {UNREADABLE}" in why:
+            return f"A repository can't be read, so nobody knows where the archive ends ({why}): `holdfast archive` says why."
         return f"The server ended while it rolled forward: {why}."
-
-
-def remove(folder: Path) -> None:
-    """Remove a server's folder, whatever is in it."""
-    shutil.rmtree(folder, ignore_errors=True)
