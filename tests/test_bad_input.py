@@ -7,6 +7,7 @@ its own sentence.
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import shutil
@@ -57,7 +58,18 @@ def admins(**parts: Any) -> dict[str, Any]:
     return {"access_admins": [{"name": "admin", "keys": [KEY], **parts}]}
 
 
-def waives(**reasons: str) -> dict[str, Any]:
+def security_key(application: str) -> str:
+    """Make a public key as a security key has it: each part comes after its length."""
+    parts = (b"sk-ssh-ed25519@openssh.com", b"x" * 32, application.encode())
+    blob = b"".join(len(part).to_bytes(4, "big") + part for part in parts)
+    return f"sk-ssh-ed25519@openssh.com {base64.b64encode(blob).decode()}"
+
+
+SECURITY_KEY = security_key("ssh:")
+LONG_KEY = security_key("ssh:holdfast")
+
+
+def waives(**reasons: object) -> dict[str, Any]:
     """Describe waivers: control → reason."""
     return {"hardening_waivers": reasons}
 
@@ -70,6 +82,22 @@ def repository(**parts: Any) -> dict[str, Any]:
 
 # Nothing of it is right, and each fault is told.
 BAD_REPOSITORY = repository(path="backups/", endpoint="https://x.test", bucket="", secret_key="", retention_days=0, min_full_backups=0)
+
+BAD_RULES = {
+    "firewall_extra_rules": [
+        'tpc dport 22 accept comment "tcp dport"',
+        "dport 22 accept",
+        "tcp dport 70000 accept",
+        "tcp dport { ssh, 1-65536 } accept",
+        "udp sport != 0 accept",
+        "tcp dport -1 accept",
+        "ip protocol tpc accept",
+        "ip protocol 300 accept",
+        "meta l4proto { tcp, upd } accept",
+        'iif "eth1" tcp dport 9100 accept',
+        "ip saddr { 192.0.2.1, door.office.test } accept",
+    ]
+}
 
 
 CASES = [
@@ -150,9 +178,18 @@ CASES = [
     ),
     Case("no admin", "access", ("access_admins is empty", "write a name"), {"access_admins": []}),
     Case("admin without a key", "access", ("access_admins", "admin no key", "public key"), admins(keys=[])),
+    Case("key that is no list", "inventory", ("access_admins.keys is 'ssh-ed25519", "write a list"), admins(keys=KEY)),
     Case("malformed key", "access", ("access_admins", "'ssh-ed25519 AAAA'", "ssh-keygen"), admins(keys=["ssh-ed25519 AAAA"])),
+    Case("security key cut short", "access", ("access_admins", "'sk-ssh-ed25519", "ssh-keygen"), admins(keys=[SECURITY_KEY[:-4]])),
+    Case("security key that lacks a letter", "access", ("access_admins", "'sk-ssh-ed25519", "ssh-keygen"), admins(keys=[LONG_KEY[:-1]])),
     Case("key of an old kind", "access", ("access_admins", "'ssh-rsa", "ed25519"), admins(keys=["ssh-rsa AAAAB3NzaC1yc2E somebody"])),
     Case("admin named root", "access", ("access_admins names root", "user of its own"), admins(name="root")),
+    Case(
+        "admins named as services",
+        "access",
+        ("access_admins names postgres, systemd-network, www-data,", "user of its own"),
+        {"access_admins": [{"name": name, "keys": [KEY]} for name in ("postgres", "www-data", "systemd-network")]},
+    ),
     Case("admin with a bad name", "access", ("access_admins", "'A B'", "lower-case"), admins(name="A B")),
     Case("rollback at once", "access", ("access_rollback_seconds is 1", "write 10 to 3600"), {"access_rollback_seconds": 1}),
     Case(
@@ -168,10 +205,41 @@ CASES = [
         {"firewall_extra_services": [{"protocol": "tcp", "port": 70000}]},
     ),
     Case(
+        "rule with an unknown protocol", "firewall", ("firewall_extra_rules", "'tpc dport', 'dport'", "write tcp, udp or sctp"), BAD_RULES
+    ),
+    Case("rule with a port out of range", "firewall", ("firewall_extra_rules", "0, -1, 70000, 65536", "from 1 to 65535"), BAD_RULES),
+    Case(
+        "rules that are no list",
+        "inventory",
+        ("firewall_extra_rules is 'tcp dport 70000", "write a list"),
+        {"firewall_extra_rules": "tcp dport 70000 accept"},
+    ),
+    Case("rule with the number of an interface", "firewall", ("firewall_extra_rules has iif,", "write iifname"), BAD_RULES),
+    Case("rule with the name of a host", "firewall", ("firewall_extra_rules", "'door.office.test'", "write its address"), BAD_RULES),
+    Case(
+        "rule with a misspelt protocol", "firewall", ("firewall_extra_rules", "'tpc', '300', 'upd'", "or the protocol's number"), BAD_RULES
+    ),
+    Case(
         "source that is no address",
         "firewall",
-        ("firewall_services", "'300.1.1.1'", "write an address"),
-        {"firewall_services": [{"protocol": "tcp", "port": 22, "sources": ["300.1.1.1"]}]},
+        ("firewall_services", "'300.1.1.1', ':::::', '1:2'", "write an address"),
+        {"firewall_services": [{"protocol": "tcp", "port": 22, "sources": ["300.1.1.1", ":::::", "1:2", "fd00::/8"]}]},
+    ),
+    Case(
+        "service whose name is no comment",
+        "firewall",
+        ("firewall_extra_services", r'"the \"door\"", "two\nlines", "xxx', "write one line"),
+        {
+            "firewall_extra_services": [
+                {"name": name, "protocol": "tcp", "port": len(name)} for name in ('the "door"', "two\nlines", "x" * 128)
+            ]
+        },
+    ),
+    Case(
+        "networks of containers that share addresses",
+        "docker",
+        ("docker_network_pool 172.30.128.0/17 overlaps docker_bridge_address 172.30.200.1/24", "write two ranges"),
+        {"docker_bridge_address": "172.30.200.1/24", "docker_network_pool": "172.30.128.0/17"},
     ),
     Case(
         "unknown control",
@@ -180,6 +248,12 @@ CASES = [
         waives(**{"HF-KERNEL-99": "It does not matter here."}),
     ),
     Case("waiver without a reason", "hardening", ("waives HF-NET-04", "without a reason", "write why"), waives(**{"HF-NET-04": " "})),
+    Case(
+        "waivers whose reason is no text of one line",
+        "hardening",
+        ("gives HF-NET-04, HF-NET-05 a reason", "no text of one line", "write one line"),
+        waives(**{"HF-NET-04": "It does not matter here.\nnet.ipv4.ip_forward = 1", "HF-NET-05": ["Not", "here"]}),
+    ),
     Case(
         "waiver of another role's control",
         "hardening",
@@ -197,6 +271,18 @@ CASES = [
         "integrity",
         ("srv/app in integrity_further_paths", "begins with /"),
         {"integrity_further_paths": ["srv/app"]},
+    ),
+    Case(
+        "watched path that ends in a slash",
+        "integrity",
+        ("/srv/app/ in integrity_further_paths", "without a / at its end"),
+        {"integrity_further_paths": ["/srv/app/"]},
+    ),
+    Case(
+        "everything left out by asterisks",
+        "integrity",
+        ("leaves out /*, /et*, /etc/*, /usr*, /var/lib, a whole part of the system", "write which files"),
+        {"integrity_left_out": dict.fromkeys(("/etc/*", "/usr*", "/et*", "/*", "/var/lib"), "It changes so very often.")},
     ),
     Case(
         "left out without a reason",
@@ -223,12 +309,32 @@ CASES = [
         ("pgbackrest_repositories names one place twice (/srv/backups, /srv/backups)", "write each repository once"),
         {"pgbackrest_repositories": [{"type": "posix", "path": "/srv/backups"}, {"type": "posix", "path": "/srv/backups/"}]},
     ),
+    Case(
+        "repository over the system",
+        "pgbackrest",
+        (
+            "pgbackrest_repositories has the path '/', '/srv', '/etc/pgbackrest', '/var/lib/', '/var/lib/postgresql/17/main/backups' on",
+            "write a folder of its own",
+        ),
+        {
+            "pgbackrest_repositories": [
+                {"type": "posix", "path": path}
+                for path in ("/", "/srv", "/etc/pgbackrest", "/var/lib/", "/var/lib/postgresql/17/main/backups", "/var/lib/pgbackrest")
+            ]
+        },
+    ),
     Case("unknown type of repository", "inventory", ("pgbackrest_repositories", "gcs", "posix"), repository(type="gcs")),
     Case(
         "schedule that systemd can't read",
         "pgbackrest",
         ("pgbackrest_full_schedule is 'now and then'", "systemd can't read", "write times such as"),
         {"pgbackrest_full_schedule": "now and then"},
+    ),
+    Case(
+        "schedule that never comes",
+        "pgbackrest",
+        ("pgbackrest_full_schedule is '2020-01-01 01:00:00'", "never comes again", "write times such as"),
+        {"pgbackrest_full_schedule": "2020-01-01 01:00:00"},
     ),
     Case(
         "queue that fills the disk", "pgbackrest", ("pgbackrest_archive_queue_mb is 99999999",), {"pgbackrest_archive_queue_mb": 99999999}
@@ -242,7 +348,13 @@ CASES = [
         ("pgbackrest_repositories has 'backups:/pgbackrest'", "https://127.0.0.1:9", "correct the endpoint"),
         repository(),
     ),
-    Case("dumps never", "offsite", ("offsite_dumps_schedule", "'whenever'", "calendar expression"), {"offsite_dumps_schedule": "whenever"}),
+    Case("dumps never", "offsite", ("offsite_dumps_schedule", "'whenever'", "systemd says"), {"offsite_dumps_schedule": "whenever"}),
+    Case(
+        "copies on no day of the year",
+        "offsite",
+        ("offsite_files_schedule is '*-02-30 01:00:00'", "never comes again"),
+        {"offsite_files_schedule": "*-02-30 01:00:00"},
+    ),
     Case("copies kept for no day", "offsite", ("offsite_retention_days is 0", "write 1 or more"), {"offsite_retention_days": 0}),
     Case("folder of no bucket", "offsite", ("offsite_path is 'offsite'", "such as /offsite"), {"offsite_path": "offsite"}),
     Case("bucket without TLS", "offsite", ("offsite_endpoint is 'http://s3.test'", "TLS only"), {"offsite_endpoint": "http://s3.test"}),
@@ -268,6 +380,12 @@ CASES = [
         {"restore_drill_schedule": "each night"},
     ),
     Case(
+        "drill that never comes",
+        "restore_drill",
+        ("restore_drill_schedule is '2020-01-01 04:00:00'", "never comes again", "write a time such as"),
+        {"restore_drill_schedule": "2020-01-01 04:00:00"},
+    ),
+    Case(
         "drill that compares nothing", "restore_drill", ("restore_drill_sample_mb is 0", "write 1 or more"), {"restore_drill_sample_mb": 0}
     ),
     Case("drill that fills the disk", "restore_drill", ("restore_drill_spare_mb is 0", "100 or more"), {"restore_drill_spare_mb": 0}),
@@ -280,7 +398,27 @@ CASES = [
     Case("drill without a processor", "restore_drill", ("restore_drill_cpu_percent is 1", "write 10 to"), {"restore_drill_cpu_percent": 1}),
     Case("host that is not Debian 13", "system", ("Debian 12", "Debian 13 only", "install the machine anew"), on=OLD_HOST),
 ]
-GOOD = Case("good", "nobody", ())
+LEGAL_RULES = [
+    "tcp dport { ssh, 8000-8100 } ip saddr 10.0.0.0/8 accept",
+    'th sport 1-65535 th dport != 99 counter accept comment "not dport 70000"',
+    "ip saddr . tcp dport { 192.0.2.7 . 22, 10.0.0.1 . 80 } accept",
+    "sctp dport vmap { 22: accept, 1024-2048: drop }",
+    "meta l4proto { tcp, udp } th dport >= 70 accept",
+    "tcp dport 22 ct count over 70000 drop",
+    'iifname "eth1" fib daddr . iif type local tcp dport 9100 accept',
+    "ip6 saddr fd00::/8 meta l4proto 47 accept",
+]
+GOOD = Case(
+    "good",
+    "nobody",
+    (),
+    {
+        **admins(keys=[KEY, SECURITY_KEY, f"{LONG_KEY} somebody"]),
+        "firewall_extra_rules": LEGAL_RULES,
+        "hardening_waivers": {"HF-NET-04": "It doesn't matter here: é, # and 'quotes'."},
+        "integrity_left_out": {"/etc/*.cache": "It changes so very often.", "/usr/*/__pycache__/*": "Python writes it when it likes."},
+    },
+)
 
 
 @dataclass(frozen=True)
@@ -357,7 +495,7 @@ def play(inventory: Path) -> Outcome:
         capture_output=True,
         text=True,
         check=False,
-        timeout=300,
+        timeout=600,
         env={
             **os.environ,
             "PATH": f"{VENV_BIN}:{os.environ['PATH']}",
@@ -460,7 +598,7 @@ def test_nothing_was_changed(outcome: Outcome) -> None:
 def test_every_placeholder_of_the_worked_example_is_refused(machine: None, tmp_path: Path) -> None:
     """The production inventory as it is checked in names each value that a person has to write, all at once."""
     example = {**inputs("production"), **secrets()}
-    result = play(write_inventory(tmp_path / "inventory", example, {"example": [GOOD]})).failed["example"]
+    result = play(write_inventory(tmp_path / "inventory", example, {"example": [Case("as it is", "nobody", (), {})]})).failed["example"]
     held = {name for name, value in inputs("production").items() if "example." in json.dumps(value) and not name.startswith("__")}
     assert held, "the worked example holds no placeholder"
     named = {name for name in held if any(str(fault).startswith(f"{name} still holds the placeholder") for fault in result["faults"])}

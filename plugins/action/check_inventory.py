@@ -100,6 +100,8 @@ def _wrong(name: str, option: dict[str, Any], value: Any) -> str:
     if held := next((text for text in _strings(value) if PLACEHOLDER.search(text)), None):
         shown = "a placeholder" if secret else f"the placeholder '{held}'"
         return f"{name} still holds {shown}: write your own value in the inventory."
+    if text := next(_no_lists(name, option, value), ""):
+        return text
     messages = ArgumentSpecValidator({name: {**option, "no_log": False}}).validate({name: value}).error_messages
     if not messages:
         return ""
@@ -112,6 +114,21 @@ def _wrong(name: str, option: dict[str, Any], value: Any) -> str:
     if unsupported := re.match(r"(?P<part>\S+)\. Supported parameters include: (?P<known>.*)", messages[0]):
         return f"{unsupported['part']} is unknown: write one of {unsupported['known'].rstrip('.')}."
     return f"{name} is wrong: {'' if secret else messages[0].rstrip('.') + '; '}see {name} in the README of its role."
+
+
+def _no_lists(name: str, option: dict[str, Any], value: Any) -> Iterator[str]:
+    """Say which parts of a value are no list and have to be one.
+
+    Ansible's validator takes a text for a list of what its commas part, in its own copy only; a template reads it letter by letter.
+    """
+    if option["type"] == "list" and isinstance(value, str):
+        shown = "of the wrong kind" if option.get("no_log") else repr(value)
+        yield f"{name} is {shown}: write {KINDS['list']}, each entry on a line of its own after a dash."
+        return
+    for entry in value if isinstance(value, list | tuple) else [value]:
+        if isinstance(entry, dict):
+            for part, its_option in (option.get("options") or {}).items():
+                yield from _no_lists(f"{name}.{part}", its_option, entry.get(part))
 
 
 def _options(path: Path) -> dict[str, dict[str, Any]]:

@@ -10,14 +10,15 @@ from ansible.errors import AnsibleConnectionFailure
 from ansible.plugins.action import ActionBase
 
 PROGRAM = "/usr/local/bin/holdfast"
-# After the host's own timer: a connection that was dropped is tried again by TCP only after some seconds.
+# After the host's own timer: a connection that was dropped is tried again by TCP only after some seconds, as is taking back what fails.
 GRACE_SECONDS = 60
 PAUSE_SECONDS = 1
 FILE = {
     "path": {"type": "path", "required": True},
-    "content": {"type": "str", "required": True},
+    "content": {"type": "str", "default": ""},
     "mode": {"type": "str", "default": "0644"},
     "validate": {"type": "list", "elements": "str", "default": []},
+    "link": {"type": "str", "default": ""},
 }
 
 
@@ -26,7 +27,7 @@ class ActionModule(ActionBase):
 
     name: what is changed, one word.
     seconds: how long the host waits for that connection.
-    files: `path`, `content`, `mode`, and `validate` (command; %s stands for a copy) of each file.
+    files: `path`, `content`, `mode`, and `validate` (command; %s stands for a copy) of each file; `path` and `link` of a symlink.
     folders: folders in which no other file may lie.
     apply, retire, check: see `holdfast.guard.Request`.
     """
@@ -53,9 +54,11 @@ class ActionModule(ActionBase):
         name, seconds = given.pop("name"), given["seconds"]
         host = (task_vars or {}).get("inventory_hostname", "the host")
         checking, self._task.check_mode = self._task.check_mode, False
+        # Ansible on the host itself makes no connection, so the change would confirm itself.
+        local = self._connection.transport == "local"
 
         begun = time.monotonic()
-        done = self._holdfast(["apply", name, *(["--check"] if checking else [])], task_vars, json.dumps(given))
+        done = self._holdfast(["apply", name, *(["--check"] if checking or local else [])], task_vars, json.dumps(given))
         if checking and (done.get("rc") == 2 or "No such file" in str(done.get("msg"))):
             # A bare host has no such program yet.
             return result | {"changed": True}
@@ -64,15 +67,27 @@ class ActionModule(ActionBase):
         answer = json.loads(done["stdout"])
         result["diff"] = answer["difference"] if self._task.diff else []
         result["changed"] = answer["state"] != "unchanged"
+        if local and result["changed"] and not checking:
+            return result | {
+                "failed": True,
+                "changed": False,
+                "msg": (
+                    f"Nothing of {name} was changed on {host}, as only a new connection can confirm the change, "
+                    "and ansible_connection is local: run from another machine, over ssh."
+                ),
+            }
         if answer["state"] != "armed":
             return result
 
         state = ""
-        while not state and time.monotonic() < begun + seconds + GRACE_SECONDS:
+        while state in ("", "restoring") and time.monotonic() < begun + seconds + GRACE_SECONDS:
             state = self._confirm(name, answer["token"], task_vars)
         if state == "confirmed":
             return result
-        back = "the host took it back by itself and is as it was" if state else "it has not come back since either: look at its console"
+        back = {
+            "": "it has not come back since either: look at its console",
+            "restoring": f"the host is taking it back, in which something fails: `journalctl --unit holdfast-guard-{name}` there says what",
+        }.get(state, "the host took it back by itself and is as it was")
         return result | {
             "failed": True,
             "msg": (
@@ -84,15 +99,14 @@ class ActionModule(ActionBase):
     def _confirm(self, name: str, token: str, task_vars: dict[str, Any] | None) -> str:
         """Try once to confirm over a new connection; return what the host says, or nothing where it can't be reached."""
         try:
-            if callable(reset := getattr(self._connection, "reset", None)):
-                reset()
+            self._connection.reset()
             done = self._holdfast(["confirm", name, token], task_vars)
         except AnsibleConnectionFailure:
             done = {"unreachable": True}
-        if done.get("unreachable") or done.get("failed"):
+        state = "" if done.get("unreachable") or done.get("failed") else str(json.loads(done["stdout"])["state"])
+        if state in ("", "restoring"):
             time.sleep(PAUSE_SECONDS)
-            return ""
-        return str(json.loads(done["stdout"])["state"])
+        return state
 
     def _holdfast(self, words: list[str], task_vars: dict[str, Any] | None, stdin: str | None = None) -> dict[str, Any]:
         arguments: dict[str, Any] = {"argv": [PROGRAM, "guard", *words], "_uses_shell": False}
