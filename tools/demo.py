@@ -131,7 +131,8 @@ def shell() -> None:
 
 def down() -> None:
     """Remove the demo's containers, volumes, images, network and generated files; end the engine if it was started for the demo."""
-    if engine.answers():
+    # An engine that stands still has the demo's containers all the same: they would come back without the secrets that go here.
+    if engine.woken():
         with step("Remove the host, its bucket, the registry, their volumes and images"):
             host.down(NAME)
             bucket.down(NAME)

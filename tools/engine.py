@@ -16,6 +16,7 @@ PID_FILE = CACHE / "dockerd.pid"
 LOG_FILE = CACHE / "dockerd.log"
 SOCKET = Path("/var/run/docker.sock")
 ENGINE_PID_FILE = Path("/var/run/docker.pid")
+SYSTEM_PATH = ":/usr/sbin:/sbin"
 PACKAGES = {"ssh-keygen": "openssh-client", "docker": "docker.io", "dockerd": "docker.io", "mmdebstrap": "mmdebstrap", "setfacl": "acl"}
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 START_SECONDS = 60
@@ -29,10 +30,13 @@ def answers() -> bool:
         return False
 
 
+def _installed(program: str) -> bool:
+    return shutil.which(program, path=os.environ.get("PATH", "") + SYSTEM_PATH) is not None
+
+
 def install() -> None:
     """Install the engine and the image builder from the distribution where they are missing."""
-    path = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
-    missing = {package for program, package in PACKAGES.items() if not shutil.which(program, path=path)}
+    missing = {package for program, package in PACKAGES.items() if not _installed(program)}
     if answers():
         missing.discard("docker.io")
     if not KEYRING.exists():
@@ -79,6 +83,13 @@ def ensure() -> None:
     """Install and start what is missing."""
     install()
     start()
+
+
+def woken() -> bool:
+    """Start an engine that is installed and stands still, and say whether one answers now."""
+    if not answers() and _installed("dockerd"):
+        start()
+    return answers()
 
 
 def stop() -> None:
