@@ -73,13 +73,16 @@ def follow(host: Host, host_name: str, command: str, **inputs: Any) -> str:
     return done.stdout
 
 
-def archived(host: Host) -> None:
-    """Wait until all that is written now is in every repository."""
+def archived(host: Host) -> str:
+    """Wait until all that is written now is in every repository, and return the segment that ends with it."""
     # Where nothing was written since the last one, no segment would end.
     ask(host, "SELECT pg_current_xact_id()")
     segment = ask(host, "SELECT pg_walfile_name(pg_switch_wal())")
-    done = f"SELECT count(*) FROM pg_ls_archive_statusdir() WHERE name = '{segment}.done'"
-    wait_until(lambda: ask(host, done) == "1", f"the archiving of {segment}")
+    # A checkpoint removes the mark of a segment that it no longer needs; the statistics remember the last, and begin anew after a crash.
+    marked = f"EXISTS (SELECT FROM pg_ls_archive_statusdir() WHERE name = '{segment}.done')"
+    passed = f"SELECT last_archived_wal ~ '^[0-9A-F]{{24}}' AND last_archived_wal >= '{segment}' FROM pg_stat_archiver"
+    wait_until(lambda: ask(host, f"SELECT {marked} OR ({passed})") == "t", f"the archiving of {segment}")
+    return segment
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from tools import bucket, secrets
+from tools import bench_rebuild, bucket, secrets
 from tools.playbook import CONTAINER, inventory, play
 from tools.shell import ROOT, run
 
@@ -70,3 +70,11 @@ def type_in(checkout: Path, command: str, host_name: str, *words: str) -> subpro
     return run(
         ["env", *unset, *told, *shlex.split(command), *words], cwd=checkout, check=False, timeout_seconds=COMMAND_SECONDS
     )  # fmt: skip
+
+
+def note(what: str, figure: object) -> None:
+    """Leave a figure to the benchmark that runs the scenario, and show it to whoever reads the log."""
+    print(f"{what}: {figure}")
+    if path := os.environ.get(bench_rebuild.FIGURES):
+        with Path(path).open("a", encoding="utf-8") as file:
+            file.write(f"{what}\t{figure}\n")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import subprocess
+
 import pytest
 
-from tools import bench_confinement
+from tools import bench, bench_confinement
 
 
 def test_tasks_are_counted() -> None:
@@ -24,6 +26,15 @@ def test_tasks_are_counted() -> None:
 def test_times_are_read(text: str, value: float) -> None:
     """Every unit that wrk writes is understood."""
     assert bench_confinement.milliseconds(text) == pytest.approx(value)
+
+
+def test_load_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What wrk prints is read in each of its units, behind the shorter of which it puts a blank."""
+    said = (
+        "  Latency Distribution\n     50%  308.17ms\n     75%    1.00s \n     99%    1.02s \n  9 requests in 2s\nRequests/sec:      4.50\n"
+    )
+    monkeypatch.setattr(bench, "run", lambda words, timeout_seconds: subprocess.CompletedProcess(words, 0, said))
+    assert bench.load("https://x.test", "cookie", 1, 1) == {"rate": "4.50", "p50": "308.17ms", "p99": "1.02s", "errors": "0"}
 
 
 def test_turns(monkeypatch: pytest.MonkeyPatch) -> None:

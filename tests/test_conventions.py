@@ -83,7 +83,7 @@ FAULTS = [
     ("promise_sentences", PROMISES, '    """The service answers."""\n', "", "has no sentence"),
     ("promise_sentences", PROMISES, "The service answers.", "answers", "has no sentence"),
     ("promise_sentences", PROMISES, "(host: Host)", "()", "asks no host"),
-    ("playbooks_are_contents", "playbooks/site.yml", "  roles:", "  tasks: []\n  roles:", "has tasks"),
+    ("playbooks_are_contents", "playbooks/site.yml", "  roles:", "  tasks: [{ansible.builtin.debug: {msg: hello}}]\n  roles:", "has tasks"),
     ("playbooks_are_contents", "playbooks/site.yml", "{role: sample, tags: [sample]}", "sample", "lacks its tag"),
     ("playbooks_are_contents", "playbooks/site.yml", "  gather_facts: false\n", "", "gathers facts"),
     ("site_has_every_role", "playbooks/site.yml", "    - {role: preflight, tags: [preflight]}\n", "", "does not begin with preflight"),

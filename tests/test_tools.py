@@ -182,6 +182,13 @@ def test_a_log_says_why_it_ended() -> None:
     assert suite.reasons("ok\n") == []
 
 
+def test_every_scenario_is_run() -> None:
+    """`make test` has each scenario once."""
+    assert sorted([*suite.SCENARIOS, *suite.WAITING]) == sorted(
+        path.parent.name for path in (shell.ROOT / "molecule").glob("*/molecule.yml")
+    )
+
+
 def test_commands_of_a_page(tmp_path: Path) -> None:
     """A section's commands come one a line, joined where a line goes on, and no other section's."""
     text = "## One\n\n1. Do:\n\n   ```sh\n   a b \\\n       c\n   d\n   ```\n\n```yaml\nno: command\n```\n\n## Two\n\n```sh\ne\n```\n"

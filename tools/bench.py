@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from tools import bench_backup, bench_confinement, bench_loss, bucket, demo, engine, host, packages, registry, secrets
+from tools import bench_backup, bench_confinement, bench_loss, bench_rebuild, bucket, demo, engine, host, packages, registry, secrets
 from tools.application import Application
 from tools.playbook import CONTAINER, inventory, play
 from tools.shell import CACHE, ROOT, Failure, run, step
@@ -110,7 +110,8 @@ def load(url: str, cookie: str, connections: int = CONNECTIONS, seconds: int = S
          "--header", f"Cookie: {cookie}", url],
         timeout_seconds=seconds + 60,
     ).stdout  # fmt: skip
-    found = dict(re.findall(r"^\s+(50%|99%)\s+(\S+)$", said, re.MULTILINE))
+    # wrk puts a blank behind a unit of one letter.
+    found = dict(re.findall(r"^\s+(50%|99%)\s+(\S+) *$", said, re.MULTILINE))
     rate = re.search(r"Requests/sec:\s+([\d.]+)", said)
     wrong = re.search(r"Non-2xx or 3xx responses: (\d+)", said)
     return {
@@ -154,6 +155,8 @@ def main() -> None:
     finally:
         host.down(NAME)
         bucket.down(NAME)
+    with step("Rebuild a lost host"):
+        backups += bench_rebuild.measure(CACHE / "bench")
     text = _report(first, again, local, memory, requests, [*confinement, "", *backups])
     REPORT.write_text(text)
     print(text)

@@ -130,7 +130,10 @@ def wait_booted(name: str) -> None:
             return
         if state == "degraded":
             failed = run(["docker", "exec", name, "systemctl", "--failed", "--plain", "--no-legend"], check=False).stdout
-            raise Failure(f"{name} booted with failed units:\n{failed}")
+            raise Failure(
+                f"{name} booted with failed units:\n{failed}\n"
+                f"`docker exec {name} journalctl -b -p warning` shows why; a demo begins anew with `make demo-down demo`."
+            )
         time.sleep(0.5)
     raise Failure(f"{name} was not up after {BOOT_SECONDS} s; systemd says {state or 'nothing'}.")
 

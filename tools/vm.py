@@ -13,6 +13,8 @@ import socket
 import subprocess
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -42,6 +44,14 @@ PACKAGES = (
     "libpam-systemd",
     "apparmor",
 )
+# The tap interface here, and what the machine does with the card at its other end: bring it up once it is found, and let it go.
+CABLE = "holdfast-vm"
+CABLE_UP = """
+until ip link set eth1 up; do sleep 1; done
+until ip -6 address show dev eth1 scope link -tentative | grep -q fe80; do sleep 1; done
+"""
+CABLE_GONE = "while [ -e /sys/class/net/eth1 ]; do sleep 1; done"
+CABLE_SECONDS = 120
 NETWORK = "[Match]\nName=eth0\n[Network]\nDHCP=yes\n"
 OPEN_PORTS = (22, 80, 443)
 EMULATION = ("-accel", "tcg,thread=multi", "-cpu", "Haswell-noTSX")
@@ -280,16 +290,48 @@ class Machine:
         """Return the port on loopback that leads to one of the machine's; it is there until the machine is switched off."""
         if port not in self.ports:
             outside = _free_port()
-            with socket.socket(socket.AF_UNIX) as monitor:
-                monitor.settimeout(10)
-                monitor.connect(os.path.relpath(ROOT / MONITOR))
-                # It greets with a prompt, and answers each command with another.
-                _read_prompt(monitor)
-                monitor.sendall(f"hostfwd_add tcp:127.0.0.1:{outside}-:{port}\n".encode())
-                if "could not" in (said := _read_prompt(monitor)):
-                    raise Failure(f"QEMU forwards nothing to port {port}: {said}")
+            self._tell(f"hostfwd_add tcp:127.0.0.1:{outside}-:{port}")
             self.ports[port] = outside
         return self.ports[port]
+
+    def _tell(self, command: str) -> None:
+        """Have QEMU do something.
+
+        Raises:
+            Failure: it refused.
+        """
+        with socket.socket(socket.AF_UNIX) as monitor:
+            monitor.settimeout(10)
+            monitor.connect(os.path.relpath(ROOT / MONITOR))
+            # It greets with a prompt, and answers each command with its echo, what it has to say, and another prompt.
+            _read_prompt(monitor)
+            monitor.sendall(f"{command}\n".encode())
+            said = _read_prompt(monitor).splitlines()[1:-1]
+        if said:
+            raise Failure(f"QEMU refused `{command}`: {' '.join(said)}")
+
+    @contextmanager
+    def cable(self) -> Iterator[str]:
+        """Plug a cable into a second network card, and yield the card's address at its end here; QEMU's own network forwards no IPv6.
+
+        Raises:
+            Failure: this machine makes no such interface, or the card did not come up.
+        """
+        # The address follows from the card's (RFC 4291, appendix A).
+        address, card = f"fe80::5054:ff:fe48:4601%{CABLE}", "52:54:00:48:46:01"
+        run(["ip", "tuntap", "add", "dev", CABLE, "mode", "tap", "user", str(os.geteuid())], root=True)
+        run(["ip", "link", "set", CABLE, "up"], root=True)
+        self._tell(f"netdev_add tap,id=cable,ifname={CABLE},script=no,downscript=no")
+        self._tell(f"device_add virtio-net-pci,netdev=cable,id=card,mac={card}")
+        try:
+            self.ssh(CABLE_UP, timeout_seconds=CABLE_SECONDS)
+            yield address
+        finally:
+            # QEMU ends when a card that is still there loses its interface, so each end goes after the one before.
+            self._tell("device_del card")
+            self.ssh(CABLE_GONE, timeout_seconds=CABLE_SECONDS)
+            self._tell("netdev_del cable")
+            run(["ip", "link", "delete", CABLE], root=True)
 
     def ssh_words(self) -> list[str | Path]:
         """Return the beginning of a command line that speaks to the machine over a connection of its own."""

@@ -169,6 +169,7 @@ def test_table_is_dropped(host: Host, host_name: str, writer: Writer) -> None:
 
 def test_page_is_damaged(host: Host, host_name: str, writer: Writer) -> None:
     """A page changes on the disk: the server refuses to read it, backup and drill turn red, and an older backup brings all rows back."""
+    good = {each["label"] for each in past.stanza(host)["backup"] if each["type"] == "full" and not each["error"]}
     writer.wait(500)
     host.check_output("timeout 120 systemctl start holdfast-backup@incr.service")
     writer.wait(200)
@@ -181,11 +182,14 @@ def test_page_is_damaged(host: Host, host_name: str, writer: Writer) -> None:
     assert "invalid page in block 1" in host.run(select).stderr
     assert host.run("timeout 120 systemctl start holdfast-drill.service").rc != 0
     assert "invalid page" in host.check_output("holdfast drill report")
-    assert "pages whose checksums are wrong" in host.run("timeout 120 holdfast backup full 2>&1").stdout
+    for said in ("holdfast backup full", "holdfast backup verify", "systemctl start holdfast-drill.service; holdfast drill report"):
+        assert "pages whose checksums are wrong" in host.run(f"timeout 120 {said} 2>&1").stdout
     for command in commands(PAGE, "A page is damaged"):
         past.follow(host, host_name, command, restore_confirm=DATABASE)
     assert not writer.missing(ask(host, HELD))
     assert "passed" in host.check_output("holdfast drill report")
+    # The page's last command made another full backup, and with it what retention lets go has expired: none of this week.
+    assert good <= {each["label"] for each in past.stanza(host)["backup"]}
     host.check_output("holdfast restore clean")
 
 
@@ -208,6 +212,8 @@ def test_host_is_lost(host: Host, host_name: str, writer: Writer) -> None:
     for playbook in ("molecule/accidents/prepare.yml", "molecule/accidents/converge.yml"):
         done = play_on(host_name, playbook, pgbackrest_adopt=True)
         assert done.returncode == 0, done.stdout
+    # What is about to be replaced is worth no backup.
+    assert host.run("systemctl is-active holdfast-backups.target").stdout.strip() == "inactive"
     host.check_output("timeout 120 holdfast restore run latest --new-host")
     missing, loss = writer.loss(ask(host, HELD))
     print(f"{missing} of {len(writer.acknowledged())} acknowledged rows are missing: {loss:.1f} s of writes")

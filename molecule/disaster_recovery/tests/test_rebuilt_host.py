@@ -22,7 +22,7 @@ import recovery
 from database import DATABASE, ask
 from testinfra.host import Host
 
-from tools import bucket, demo, secrets
+from tools import bench_rebuild, bucket, demo, secrets
 from tools import host as test_host
 from tools.application import DOMAIN, Application, wait_until
 from tools.page import commands
@@ -32,7 +32,7 @@ from tools.writer import Writer
 
 PAGE = ROOT / "docs" / "recovery.md"
 BEFORE, LOST = "Before anything happens", "The machine is lost"
-FILL_MB = int(os.environ.get("HOLDFAST_FILL_MB", "50"))
+FILL_MB = int(os.environ.get(bench_rebuild.FILL, "50"))
 TABLE = "DROP TABLE IF EXISTS filling; CREATE TABLE filling (n int GENERATED ALWAYS AS IDENTITY PRIMARY KEY, body text)"
 # Two kilobytes a row, of which compression makes little less.
 FILL = (
@@ -167,8 +167,10 @@ def _said(known: Known, host_name: str) -> str:
     given.write_text(json.dumps({"app_images": {name: f"{image.split('@')[0]}@{NOBODY}" for name, image in images.items()}}))
     begun = time.monotonic()
     said = _typed(known.clone, rebuild, host_name, "-e", f"@{given}")
-    print(said[said.index("Stopwatch:") :][:600])
-    print(f"{FILL_MB} MB: {time.monotonic() - begun:.0f} s from the command to its end")
+    recovery.note("database filled with, MB", FILL_MB)
+    for part, seconds in re.findall(r"\b([a-z ]+?) +(\d+\.\d) s", said[said.rindex("Stopwatch:") :]):
+        recovery.note(f"{part.strip()}, s", seconds)
+    recovery.note(bench_rebuild.WHOLE, f"{time.monotonic() - begun:.0f}")
     return said
 
 
@@ -196,6 +198,10 @@ def test_bad_input_is_refused(known: Known, host_name: str, tmp_path: Path) -> N
         "passphrase": (
             "encrypted with another passphrase",
             {"pgbackrest_repositories": [good], "pgbackrest_cipher_passphrase": "w" * 32},
+        ),
+        "nodrill": (
+            "restore_drill_schedule is 'some day'",
+            {"pgbackrest_repositories": [good], "restore_drill_schedule": "some day"},
         ),
         "nourl": (
             "disaster_recovery_url is 'http://app.test'",
@@ -232,7 +238,8 @@ def test_rows(host: Host, known: Known, said: str) -> None:
     """Of the rows that were acknowledged only those of the last 15 seconds are missing, and all others are as they were."""
     assert said
     missing, loss = known.writer.loss(ask(host, HELD))
-    print(f"{missing} of {len(known.writer.acknowledged())} acknowledged rows are missing: {loss:.1f} s of writes")
+    recovery.note("acknowledged rows, missing", f"{len(known.writer.acknowledged())}, {missing}")
+    recovery.note("writes that are missing, s", f"{loss:.1f}")
     assert loss <= LOSS_SECONDS
     assert ask(host, CHECKSUM.format("filling")) == known.checksum
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
 import subprocess
 import time
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ import pytest
 from testinfra.host import Host
 
 from tools import host as test_host
+from tools.playbook import CONTAINER, inventory, play
 from tools.shell import ROOT, VENV_BIN
 
 USER = "somebody"
@@ -135,21 +137,26 @@ def test_only_root_has_jobs(host: Host) -> None:
         host.check_output("timeout 300 apt-get purge --yes cron cron-daemon-common")
 
 
-def key_of(host_name: str) -> str:
-    """Return the key that verifies the host's journal, from where the controller keeps it."""
+def key_file(host_name: str) -> Path:
+    """Return the file in which the controller keeps the key that verifies the host's journal."""
     # Molecule's inventory is a folder of its own.
     files = sorted(
         Path.home().glob(f".ansible/tmp/molecule.*.hardening/inventory/{host_name}.journal-key.txt"), key=lambda path: path.stat().st_mtime
     )
     assert files, "the key of the journal is not on the controller"
-    assert files[-1].read_text().startswith("$ANSIBLE_VAULT;")
-    shown = subprocess.run([VENV_BIN / "ansible-vault", "view", files[-1]], cwd=ROOT, capture_output=True, text=True, check=True)
+    return files[-1]
+
+
+def key_in(file: Path) -> str:
+    """Return the key that a file keeps, encrypted."""
+    assert file.read_text().startswith("$ANSIBLE_VAULT;")
+    shown = subprocess.run([VENV_BIN / "ansible-vault", "view", file], cwd=ROOT, capture_output=True, text=True, check=True)
     return shown.stdout.strip()
 
 
 def test_changed_journal_is_found(host: Host, host_name: str) -> None:
     """The controller's key verifies the journal, and tells when a line of it was changed."""
-    key = key_of(host_name)
+    key = key_in(key_file(host_name))
     host.check_output("logger the-intruder-was-here && journalctl --sync && journalctl --rotate")
     folder = host.check_output("ls -d /var/log/journal/*")
     whole = host.run(f"journalctl --verify --verify-key={key} --directory={folder}")
@@ -164,6 +171,31 @@ def test_changed_journal_is_found(host: Host, host_name: str) -> None:
     host.check_output("rm --recursive /srv/journal")
     assert changed.rc != 0
     assert f"FAIL: {newest}" in changed.stderr
+
+
+def test_seal_without_its_key_is_none(host: Host, host_name: str, tmp_path: Path) -> None:
+    """Where the controller can't keep the key, the host keeps no seal; the next run makes both, and the key verifies what comes then."""
+    source = inventory(tmp_path, {host_name: CONTAINER})
+    file = tmp_path / f"{host_name}.journal-key.txt"
+    host.check_output("rm /var/log/journal/*/fss")
+    file.mkdir()
+    done = play(source, "molecule/hardening/converge.yml", "--tags", "hardening:service")
+    assert done.returncode != 0
+    assert f"not be kept in {file}" in " ".join(done.stdout.split())
+    assert host.run("ls /var/log/journal/*/fss").rc != 0
+    file.rmdir()
+    for changed in (True, False):
+        done = play(source, "molecule/hardening/converge.yml", "--tags", "hardening:service")
+        assert done.returncode == 0, done.stdout
+        assert ("changed=0" not in done.stdout) == changed, done.stdout
+    # The scenario's own controller has it from now on.
+    shutil.copy(file, key_file(host_name))
+    # What the lost key sealed goes, so that the new one verifies all there is.
+    host.check_output("journalctl --rotate --vacuum-files=1 && logger sealed-anew && journalctl --sync && journalctl --rotate")
+    newest = host.check_output("grep --files-with-matches --binary-files=text sealed-anew /var/log/journal/*/*.journal").splitlines()[-1]
+    done = host.run(f"journalctl --verify --verify-key={key_in(file)} --file={newest}")
+    assert done.rc == 0, done.stderr
+    assert "Validated from" in done.stdout + done.stderr
 
 
 def test_reboot_waits_for_a_backup(host: Host, host_name: str) -> None:

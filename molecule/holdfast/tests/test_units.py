@@ -52,3 +52,15 @@ def test_exception(host: Host, unit: str) -> None:
     assert "at most 9.0" in _promise(host, REASON, "X-MaxExposure=9.0")
     host.check_output(f"sed --in-place s/=9.0/=9.9/ {FOLDER}/holdfast.conf")
     assert _promise(host) == ""
+
+
+def test_no_unit(host: Host) -> None:
+    """Where none of Holdfast's services is found, the promise is broken."""
+    mark, other = "# Ansible managed", "# Managed"
+    marked = " ".join(host.check_output("grep --recursive --files-with-matches %s /etc/systemd/system", f"^{mark}").split())
+    host.check_output(f"sed --in-place 's/^{mark}/{other}/' {marked}")
+    try:
+        assert "no service in /etc/systemd/system" in _promise(host)
+    finally:
+        host.check_output(f"sed --in-place 's/^{other}/{mark}/' {marked} && systemctl daemon-reload")
+    assert _promise(host) == ""

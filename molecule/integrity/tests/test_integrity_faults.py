@@ -17,6 +17,8 @@ METRICS = "/var/lib/prometheus/node-exporter/holdfast_integrity.prom"
 INTACT = "Every watched file is what it should be."
 BOUND_SECONDS = 60
 POKE = "printf X | dd bs=1 seek=9000 conv=notrunc status=none of=/usr/bin/env"
+# cap_setuid, permitted and effective, as the kernel keeps it (capability.h, VFS_CAP_REVISION_2).
+CAPABLE = "import os, struct; os.setxattr('/srv/python', 'security.capability', struct.pack('<5I', 0x02000001, 0x80, 0, 0, 0))"
 # Where an account is written.
 ACCOUNTS = "/etc/passwd /etc/shadow /etc/group /etc/gshadow /etc/subuid /etc/subgid"
 # Name → what an intruder does, how it is undone, and what has to be said.
@@ -25,6 +27,11 @@ TAMPERING = {
         "cp /usr/bin/true /srv/true && chmod 4755 /srv/true",
         "rm /srv/true",
         "/srv/true is new: a file that gives its caller more rights.",
+    ),
+    "capabilities where nobody looks": (
+        f"cp --dereference /usr/bin/python3 /srv/python && /usr/bin/python3 -c {CAPABLE!r}",
+        "rm /srv/python",
+        "/srv/python is new: a file that gives its caller more rights.",
     ),
     "setuid of a program": ("chmod u+s /usr/bin/find", "chmod u-s /usr/bin/find", "/usr/bin/find has the mode 4755 and had 0755."),
     "sshd": (

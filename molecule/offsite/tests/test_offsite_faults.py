@@ -191,6 +191,17 @@ def test_failed_dump_is_no_dump(host: Host) -> None:
     assert _metric(host, "dumps", "success") == 1
 
 
+def test_killed_copy_has_failed(host: Host) -> None:
+    """A copy that is killed with its unit says so in its metrics, and the next one succeeds."""
+    unit = "holdfast-offsite@dumps.service"
+    wait = "timeout 60 sh -c 'until pgrep --full [r]clone; do sleep 0.05; done'"
+    host.check_output(f"systemctl start --no-block {unit}; {wait} && systemctl kill --kill-whom=main --signal=KILL {unit}")
+    host.check_output(f"timeout 60 sh -c 'while systemctl list-units --state=activating,deactivating | grep {unit}; do sleep 0.2; done'")
+    assert _metric(host, "dumps", "success") == 0
+    host.check_output(f"timeout 300 systemctl start {unit}")
+    assert _metric(host, "dumps", "success") == 1
+
+
 def test_one_at_a_time(host: Host) -> None:
     """Two copies that are asked for at once are made one after the other."""
     host.check_output("holdfast offsite copy files >/tmp/one 2>&1 & holdfast offsite copy files >/tmp/two 2>&1; wait $!")

@@ -10,12 +10,18 @@ from typing import Any
 import past
 import pytest
 from botocore.exceptions import ClientError
+from database import ask
 from testinfra.host import Host
 
 from tools import bucket
+from tools.application import wait_until
+from tools.page import commands
+from tools.shell import ROOT
 from tools.writer import Writer
 
 BUCKET = bucket.BUCKET
+PAGE = ROOT / "docs" / "bucket.md"
+BACK, EXAMPLE = "Bring a destroyed past back", "2026-11-23 10:15:00+00"
 HELD = "SELECT id FROM written"
 EXPIRE = {"Rules": [{"ID": "all", "Status": "Enabled", "Filter": {"Prefix": ""}, "NoncurrentVersionExpiration": {"NoncurrentDays": 1}}]}
 OPEN = {
@@ -80,12 +86,14 @@ def test_key_is_refused(thief: Any, version: dict[str, str], attempt: Callable[[
 
 
 def test_destroyed_past_comes_back(host: Host, host_name: str, thief: Any) -> None:
-    """With the host's key every object is deleted and the list of backups overwritten: the past is restored from, and put back."""
+    """With the host's key every object is deleted and the list of backups overwritten: the page brings the past back."""
     with Writer(host_name) as writer:
         writer.wait(200)
     past.archived(host)
     host.check_output("timeout 300 systemctl start holdfast-backup@incr.service")
     moment = host.check_output("sleep 2; date --utc '+%Y-%m-%d %H:%M:%S+00'; sleep 2")
+    ask(host, "INSERT INTO written VALUES (-1, 'after that moment')")
+    past.archived(host)
 
     pages = thief.get_paginator("list_objects_v2").paginate(Bucket=BUCKET, Prefix="pgbackrest/")
     keys = [each["Key"] for page in pages for each in page.get("Contents", [])]
@@ -96,10 +104,20 @@ def test_destroyed_past_comes_back(host: Host, host_name: str, thief: Any) -> No
             thief.delete_object(Bucket=BUCKET, Key=key)
     assert host.run("runuser -u postgres -- pgbackrest --stanza=main restore --pg1-path=/nonexistent").rc != 0
 
+    typed = commands(PAGE, BACK)
+    assert sum(EXAMPLE in command for command in typed) == 2
     try:
-        assert not writer.missing(past.restored(host, HELD, "--repo=1", f"--repo-target-time='{moment}'"))
+        for command in typed:
+            past.follow(host, host_name, command.replace(EXAMPLE, moment))
+        wait_until(lambda: ask(host, "SELECT pg_is_in_recovery()") == "f", "the end of recovery", past.RECOVERY_SECONDS)
+        held = ask(host, HELD)
+        assert not writer.missing(held)
+        assert "-1" not in held.split()
     finally:
         _put_back(thief, dt.datetime.fromisoformat(moment))
+        # The page has site.yml do it.
+        host.check_output("systemctl start holdfast-backups.target")
+    past.archived(host)
     assert not writer.missing(past.restored(host, HELD))
 
 

@@ -20,6 +20,7 @@ from tools.writer import Writer
 PLAYBOOK = "molecule/pgbackrest/converge.yml"
 RED_SECONDS = 120
 SECOND = "/srv/second"
+DATA = "/var/lib/postgresql/17/main"
 AWAY_SECONDS = 300
 # What the server keeps for its own start, and what the queue may hold.
 WAL_BYTES = (2048 + 1024) * 2**20
@@ -90,15 +91,42 @@ def test_queue_overflow(host: Host, host_name: str, converged_again: None) -> No
     assert not writer.missing(past.restored(host, HELD))
 
 
+def _only_in_second(host: Host) -> None:
+    """Have the second repository get a segment that the first lacks."""
+    ask(host, "ALTER SYSTEM SET archive_command = 'false'")
+    ask(host, "SELECT pg_reload_conf()")
+    wait_until(lambda: host.run("pgrep --full '[p]gbackrest .*archive-push'").rc == 1, "the end of the last try", 300)
+    ask(host, "SELECT pg_current_xact_id()")
+    segment = ask(host, "SELECT pg_walfile_name(pg_switch_wal())")
+    # While the bucket is away the server gets it there, too, but minutes late: here a configuration that knows no other place pushes it.
+    alone = "/tmp/second.conf"
+    push = f"pgbackrest --config={alone} --stanza=main --no-archive-async archive-push {DATA}/pg_wal/{segment}"
+    host.check_output(
+        f"install --owner=postgres --mode=0600 /dev/null {alone} && "
+        f"sed --expression '/^repo1-/d' --expression 's/^repo2-/repo1-/' /etc/pgbackrest/pgbackrest.conf > {alone} && "
+        f"timeout 120 runuser -u postgres -- {push}; "
+        f"pushed=$?; rm {alone}; exit $pushed"
+    )
+
+
 def test_second_repository(host: Host, host_name: str, converged_again: None) -> None:
-    """A second repository is one entry more: it begins with a backup, gets every write, and brings all back while the first is away."""
+    """A second repository is one entry more: it begins with a backup, gets every write, and brings all back while the first is behind."""
     _converge(host_name, pgbackrest_repositories=[_repository(), {"type": "posix", "path": SECOND}])
     assert {each["key"]: each["status"]["code"] for each in past.stanza(host)["repo"]} == {1: 0, 2: 0}
     with Writer(host_name) as writer:
         writer.wait(300)
     past.archived(host)
-    with past.bucket_away(host_name):
-        assert not writer.missing(past.restored(host, HELD, "--repo=2"))
+    try:
+        with past.bucket_away(host_name):
+            assert not writer.missing(past.restored(host, HELD, "--repo=2"))
+        _only_in_second(host)
+        # `latest` would be refused for what was written since.
+        moment = host.check_output("date --utc '+%Y-%m-%d %H:%M:%S+00'")
+        assert "of repository 2, which ended at" in host.check_output("timeout 300 holdfast restore plan %s", moment)
+    finally:
+        ask(host, "ALTER SYSTEM RESET archive_command")
+        ask(host, "SELECT pg_reload_conf()")
+    past.archived(host)
     assert host.run(f"grep --recursive --text --quiet BEGIN {SECOND}").rc == 1, "it is not encrypted"
 
 
@@ -137,13 +165,22 @@ def test_repository_refused(host: Host, host_name: str, other_database: None, in
     assert host.check_output("sha256sum /etc/pgbackrest/pgbackrest.conf") == config
 
 
-def test_interrupted_backup(host: Host) -> None:
-    """A backup that is killed halfway says so in its metrics, harms none that is there, and the next one succeeds."""
+@pytest.mark.parametrize(
+    "command",
+    [
+        "pkill --signal KILL --full -- '[p]gbackrest .*--type=full'",
+        "systemctl kill --kill-whom=main --signal=KILL holdfast-backup@full.service",
+    ],
+)
+def test_interrupted_backup(host: Host, command: str) -> None:
+    """A backup that is killed halfway, or its unit, says so in its metrics, harms none that is there, and the next one succeeds."""
     held = [each["label"] for each in past.stanza(host)["backup"]]
-    kill = "for _ in {1..400}; do pkill --signal KILL --full -- '[p]gbackrest .*--type=full' && exit; sleep 0.05; done; exit 1"
+    kill = f"for _ in {{1..400}}; do pgrep --full -- '[p]gbackrest .*--type=full' && {command} && exit; sleep 0.05; done; exit 1"
     host.check_output("systemctl start --no-block holdfast-backup@full.service; exec timeout 60 bash -c %s", kill)
     wait_until(
-        lambda: host.run("systemctl is-active holdfast-backup@full.service").stdout.strip() != "activating", "the end of the backup", 60
+        lambda: host.run("systemctl is-active holdfast-backup@full.service").stdout.strip() not in {"activating", "deactivating"},
+        "the end of the backup",
+        60,
     )
     assert past.metric(host, "backup_full", 'holdfast_backup_success{type="full"}') == 0
     assert set(held) <= {each["label"] for each in past.stanza(host)["backup"]}

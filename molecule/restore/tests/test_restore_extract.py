@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from database import DATABASE, ask
@@ -11,6 +12,7 @@ from testinfra.host import Host
 from tools.playbook import play_on
 
 SCRATCH = "/var/lib/postgresql/extract/scratch"
+UNIT = "holdfast-extract.service"
 INTO = "smart_audit_past"
 
 
@@ -59,6 +61,19 @@ def test_whole_database(host: Host, moment: str) -> None:
     _extract(host, f"{DATABASE} --target '{moment}' --into {other}")
     assert ask(host, "SELECT count(*) FROM part JOIN whole ON whole.id = part.whole", other) == "100"
     ask(host, f"DROP DATABASE {other}")
+
+
+def test_killed(host: Host, host_name: str, moment: str) -> None:
+    """An extract that is killed leaves no copy behind, and one that a power cut left is gone after the next boot."""
+    with ThreadPoolExecutor() as pool:
+        played = pool.submit(play_on, host_name, "playbooks/extract.yml", restore_database=DATABASE, restore_target=moment)
+        host.check_output(f"timeout 300 sh -c 'until test -e {SCRATCH}/data/PG_VERSION; do sleep 0.2; done'")
+        host.check_output(f"systemctl kill --kill-whom=main --signal=KILL {UNIT}")
+        host.check_output(f"timeout 60 sh -c 'while systemctl is-active --quiet {UNIT} || test -e {SCRATCH}; do sleep 0.2; done'")
+        assert played.result().returncode != 0
+    host.check_output(f"runuser -u postgres -- mkdir {SCRATCH}")
+    host.check_output("systemd-tmpfiles --remove --boot /etc/tmpfiles.d/holdfast-extract.conf")
+    assert not host.file(SCRATCH).exists
 
 
 def test_refused(host: Host, moment: str) -> None:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import past
 import pytest
 from database import DATABASE, ask
 from testinfra.host import Host
@@ -17,6 +18,8 @@ from tools.playbook import play_on
 DATA = "/var/lib/postgresql/17/main"
 PROGRAM = "/usr/bin/pgbackrest"
 CONF = "/etc/pgbackrest/pgbackrest.conf"
+REPOSITORY = "/var/lib/pgbackrest"
+APP = "/etc/systemd/system/app@.service"
 UNITS = "pgbouncer.service app@blue.service"
 
 
@@ -51,8 +54,7 @@ def _kept(host: Host) -> list[str]:
 def _past(host: Host) -> None:
     """Give the database a past: vectors, notes, and a unit that stands for the application."""
     host.check_output(
-        "printf '[Service]\\nExecStart=/usr/bin/sleep infinity\\n' > /etc/systemd/system/app@.service"
-        " && systemctl daemon-reload && systemctl start app@blue.service"
+        f"printf '[Service]\\nExecStart=/usr/bin/sleep infinity\\n' > {APP} && systemctl daemon-reload && systemctl start app@blue.service"
     )
     ask(
         host,
@@ -104,16 +106,12 @@ def test_later_moment_of_before_the_restore(host: Host) -> None:
     assert _notes(host)[-2:] == ["first", "second"]
 
 
-def test_named_point_and_transaction(host: Host) -> None:
-    """A named restore point and a transaction are reached exactly, and `latest` loses nothing."""
+def test_named_point(host: Host) -> None:
+    """A named restore point is reached exactly, and `latest` loses nothing."""
     _write(host, "before the point")
     name = f"point-{time.time():.0f}"
     _restore(host, "point", name)
-    _write(host, "transaction")
-    transaction = ask(host, "SELECT max(xmin::text::bigint) FROM notes")
     _write(host, "last")
-    _restore(host, "run", f"xid:{transaction}", "--confirm", DATABASE)
-    assert _notes(host)[-1] == "transaction"
     _restore(host, "run", f"name:{name}", "--confirm", DATABASE)
     assert _notes(host)[-1] == "before the point"
     _write(host, "written just now")
@@ -148,12 +146,70 @@ def test_cut_short(host: Host) -> None:
         said = _restore(host, "run", moment, "--confirm", DATABASE, expected=1)
     assert "holdfast restore undo" in said and "It ended at 'roll forward" in said
     assert "is not finished" in _restore(host, "status")
+    # As it lies there where a restore was killed while it rolled forward; no process has this number.
+    host.check_output(f"echo 4194304 > {DATA}/postmaster.pid && chown postgres: {DATA}/postmaster.pid")
     assert "may need it" in _restore(host, "clean", expected=1)
     kept = _kept(host)
     assert "goes on from there" in _restore(host, "run", moment, "--confirm", DATABASE)
     assert _notes(host) == before and _kept(host) == kept
     assert host.check_output(f"systemctl is-active {UNITS}").split() == ["active", "active"]
     assert "MB are free again" in _restore(host, "clean") and _kept(host) == []
+
+
+def test_wal_that_cant_be_read_is_not_the_end(host: Host) -> None:
+    """Where a segment is there and does not open, a restore or an extract to `latest` stops instead of losing the rest."""
+    unread = "A repository can't be read, so nobody knows where the archive ends"
+    _write(host, "in the last segment")
+    before = _notes(host)
+    segment = past.archived(host)
+    path = host.check_output(f"ls {REPOSITORY}/archive/main/*/*/{segment}-*")
+    with _instead(host, path, f"echo damaged > {path}"):
+        extracted = host.run("timeout 300 holdfast extract %s --table notes", DATABASE)
+        assert extracted.rc == 1 and unread in extracted.stderr
+        said = _restore(host, "run", "latest", "--confirm", DATABASE, expected=1)
+        assert unread in said and "The application is down" in said
+    _restore(host, "run", "latest", "--confirm", DATABASE)
+    assert _notes(host) == before
+
+
+def test_missing_segment_is_not_the_end(host: Host) -> None:
+    """Where a segment is gone, restores and extracts to `latest` are refused and name it; who accepts it gets all from before it."""
+    # Its guard would have a backup made that needs nothing of it.
+    host.check_output("systemctl stop holdfast-archive.timer holdfast-archive.service")
+    _write(host, "before the gap")
+    past.archived(host)
+    _write(host, "in the gap")
+    gap = past.archived(host)
+    _write(host, "after the gap")
+    past.archived(host)
+    before = _notes(host)
+    path = host.check_output(f"ls {REPOSITORY}/archive/main/*/*/{gap}-*")
+    host.check_output(f"mv {path} /root/")
+    try:
+        assert f"The segment {gap} of WAL is missing" in _refused(host, "run", "latest", "--confirm", DATABASE)
+        extracted = host.run("timeout 300 holdfast extract %s --table notes", DATABASE)
+        assert extracted.rc == 1 and f"The segment {gap} of WAL is missing" in extracted.stderr
+        _restore(host, "run", "until-gap", "--confirm", DATABASE)
+        notes = _notes(host)
+        assert "before the gap" in notes and "after the gap" not in notes
+    finally:
+        host.check_output(f"mv /root/{gap}-* {path.rsplit('/', 1)[0]}/ && systemctl start holdfast-archive.timer")
+    _restore(host, "undo")
+    assert _notes(host) == before
+
+
+def test_application_does_not_start(host: Host) -> None:
+    """Who worked on after a restore that could not start the application loses nothing by the next restore."""
+    with _instead(host, APP, f"printf '[Service]\\nType=oneshot\\nExecStart=/usr/bin/false\\n' > {APP} && systemctl daemon-reload"):
+        assert "It ended at 'start app@blue.service'" in _restore(host, "run", "latest", "--confirm", DATABASE, expected=1)
+    host.check_output("systemctl daemon-reload && systemctl start app@blue.service")
+    moment = _now(host)
+    _write(host, "written since")
+    before = _notes(host)
+    assert "begins anew, and keeps what is here now" in _restore(host, "run", moment, "--confirm", DATABASE)
+    assert _notes(host) == before[:-1]
+    _restore(host, "undo")
+    assert _notes(host) == before
 
 
 @pytest.mark.parametrize(
@@ -213,6 +269,45 @@ def test_refused_disk(host: Host) -> None:
     assert "make room there" in _refused(host, "run", "latest", "--spare-mb", "99999999", "--confirm", DATABASE)
 
 
+def test_refused_while_archiving_stands_still(host: Host) -> None:
+    """`latest` and a moment of after are refused while what was written does not leave the host, and a moment of before is not."""
+    moment = _now(host)
+    past.archived(host)
+    ask(host, "ALTER SYSTEM SET archive_command = 'false'")
+    ask(host, "SELECT pg_reload_conf()")
+    try:
+        time.sleep(1)
+        _write(host, "on this host only")
+        segment = ask(host, "SELECT pg_walfile_name(pg_switch_wal())")
+        waiting = f"{DATA}/pg_wal/archive_status/{segment}.ready"
+        host.check_output(f"test -e {waiting} && touch --date '10 minutes ago' {waiting}")
+        for action in ("plan", "run"):
+            said = _refused(host, action, "latest")
+            assert "is not in repository 1, and latest would lose it: " in said and "`holdfast archive` says why" in said
+        assert "may lie in it: `holdfast archive` says why" in _refused(host, "run", _now(host), "--confirm", DATABASE)
+        assert "LOST: everything" in _restore(host, "plan", moment)
+    finally:
+        ask(host, "ALTER SYSTEM RESET archive_command")
+        ask(host, "SELECT pg_reload_conf()")
+    past.archived(host)
+
+
 def test_new_host_has_no_tables(host: Host) -> None:
     """A rebuild's restore never overwrites rows."""
     assert "so the host is not new" in _refused(host, "run", "latest", "--new-host")
+
+
+def test_transaction(host: Host) -> None:
+    """A transaction is reached exactly, and refused while its number may mean another one of before a restore."""
+    _write(host, "transaction")
+    transaction = ask(host, "SELECT max(xmin::text::bigint) FROM notes")
+    _write(host, "last")
+    assert "may have been given to two transactions" in _refused(host, "run", f"xid:{transaction}", "--confirm", DATABASE)
+    # Now no backup leads to what earlier restores left behind.
+    host.check_output("timeout 300 holdfast backup full")
+    past.pgbackrest(host, "--repo1-retention-full-type=count", "--repo1-retention-full=1", "expire")
+    _write(host, "transaction")
+    transaction = ask(host, "SELECT max(xmin::text::bigint) FROM notes")
+    _write(host, "last")
+    _restore(host, "run", f"xid:{transaction}", "--confirm", DATABASE)
+    assert _notes(host)[-1] == "transaction"

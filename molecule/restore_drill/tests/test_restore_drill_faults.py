@@ -8,6 +8,7 @@ import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import past
 import pytest
 from database import ask
 from testinfra.host import Host
@@ -61,13 +62,6 @@ def _red(host: Host) -> str:
     return said
 
 
-def _archived(host: Host) -> str:
-    """Have all that is written archived, and name the last segment."""
-    segment = ask(host, "SELECT pg_walfile_name(pg_switch_wal())")
-    host.check_output(f"timeout 60 sh -c 'until ls {REPOSITORY}/archive/main/*/*/{segment}-* 2>/dev/null; do sleep 0.3; done'")
-    return str(segment)
-
-
 @contextmanager
 def _instead(host: Host, path: str, command: str) -> Iterator[None]:
     """Change a file by a command, and put it back."""
@@ -113,15 +107,21 @@ def test_damaged_backup(host: Host) -> None:
     assert "can't be restored" in said and "a file of it is damaged or gone. `holdfast backup full` makes one" in said
 
 
-def test_missing_segment(host: Host) -> None:
-    """A segment of WAL that is gone from the storage is found, and what was written after it."""
-    _archived(host)
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        ("rm", "WAL is missing in the repository. `holdfast backup full` makes a backup that does not need it"),
+        ("echo damaged >", "A repository can't be read, so nobody knows where the archive ends"),
+    ],
+)
+def test_missing_segment(host: Host, command: str, told: str) -> None:
+    """A segment of WAL that is gone from the storage is found, and what was written after it; so is one that does not open."""
+    past.archived(host)
     ask(host, "INSERT INTO notes (note) VALUES ('in the gap')")
-    segment = _archived(host)
+    segment = past.archived(host)
     path = host.check_output(f"ls {REPOSITORY}/archive/main/*/*/{segment}-*")
-    with _instead(host, path, f"rm {path}"):
-        said = _red(host)
-    assert "WAL is missing in the repository. `holdfast backup full` makes a backup that does not need it" in said
+    with _instead(host, path, f"{command} {path}"):
+        assert told in _red(host)
 
 
 def test_wrong_key(host: Host) -> None:
@@ -134,6 +134,12 @@ def test_empty_repository(host: Host) -> None:
     """A repository without a backup is found."""
     with _instead(host, CONF, f"sed -i 's,^repo1-path=.*,repo1-path=/var/lib/empty-repository,' {CONF}"):
         assert "it holds no backup" in _red(host)
+
+
+def test_empty_second_repository(host: Host) -> None:
+    """Where one of several repositories holds nothing, that is found on every day, not only when it is its turn."""
+    with _instead(host, CONF, f"sed -i 's,^repo1-path=.*,&\\nrepo2-path=/var/lib/empty-repository,' {CONF}"):
+        assert "repository 2: it holds no backup" in _red(host)
 
 
 def test_not_enough_disk(host: Host) -> None:

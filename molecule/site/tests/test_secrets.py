@@ -23,9 +23,10 @@ PLACES = {
     "the journal": f"journalctl --sync; journalctl --all --output verbose | {GREP} --file {PATTERNS} | sort --unique",
     "docker inspect": f"docker inspect $(docker ps --all --quiet; docker image ls --quiet) | {GREP} --file {PATTERNS} | sort --unique",
     "a process": f"{GREP} --with-filename --file {PATTERNS} /proc/[0-9]*/cmdline /proc/[0-9]*/environ",
-    # Whoever has no rights at all reads what everybody may.
+    # Whoever has no rights at all reads what everybody may, in the memory that is shared as files too.
     "a file": f"runuser --user nobody -- {GREP} --recursive --devices=skip --file - "
-    f"--exclude-dir=proc --exclude-dir=sys --exclude-dir=dev / < {PATTERNS}",
+    "$(find / -mindepth 1 -maxdepth 1 ! -name proc ! -name sys ! -name dev) /dev/shm /dev/mqueue "
+    f"< {PATTERNS}",
 }  # fmt: skip
 
 
@@ -72,11 +73,11 @@ def generated() -> dict[str, str]:
 @pytest.fixture
 def planted(host: Host) -> Iterator[dict[str, str]]:
     """Put one secret where each search looks."""
-    hidden = {
-        f"planted_{place}": f"{uuid.uuid4().hex}/+{place}" for place in ("file", "command", "environment", "journal", "url", "header")
-    }
+    places = ("file", "memory", "command", "environment", "journal", "url", "header")
+    hidden = {f"planted_{place}": f"{uuid.uuid4().hex}/+{place}" for place in places}
     # The host's own shell must not be what is found.
     host.check_output(f"echo {shlex.quote(hidden['planted_file'])} > /srv/planted && chmod 0644 /srv/planted")
+    host.check_output(f"echo {shlex.quote(hidden['planted_memory'])} > /dev/shm/planted && chmod 0644 /dev/shm/planted")
     host.check_output(f"echo {urllib.parse.quote(hidden['planted_url'], safe='')} > /srv/planted-url")
     header = base64.b64encode(b"me:" + hidden["planted_header"].encode()).decode()
     host.check_output(f"echo {header} > /srv/planted-header")
@@ -86,11 +87,11 @@ def planted(host: Host) -> Iterator[dict[str, str]]:
         f"sh -c 'sleep 600; : {hidden['planted_command']}'"
     )
     yield hidden
-    host.run("systemctl stop molecule-planted.service; rm -f /srv/planted /srv/planted-url /srv/planted-header")
+    host.run("systemctl stop molecule-planted.service; rm -f /srv/planted /dev/shm/planted /srv/planted-url /srv/planted-header")
 
 
 def test_search_finds_what_is_there(host_name: str, planted: dict[str, str]) -> None:
-    """The search sees a secret in a file, in both parts of a process, in the journal, in a URL and in a header."""
+    """The search sees a secret in a file, in shared memory, in both parts of a process, in the journal, in a URL and in a header."""
     said = leaks(host_name, planted)
     for name in planted:
         assert [line for line in said if line.startswith(f"{name} is in")], f"{name}: {said}"
