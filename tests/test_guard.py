@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import pytest
 
 from holdfast import guard
 from holdfast.failure import Failure
-from holdfast.guard import File, Guard, Request
+from holdfast.guard import File, Guard, Known, Request
 
 
 @dataclass
@@ -41,6 +41,14 @@ def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Commands:
     monkeypatch.setattr(guard, "UNITS", tmp_path / "units")
     monkeypatch.setattr(guard, "_run", found)
     monkeypatch.setattr(os, "fchown", lambda *_: None)
+    real = Known.of
+
+    def of(path: Path) -> Known:
+        """Take the files of whoever runs the tests for root's."""
+        known = real(path)
+        return replace(known, user=known.user - os.getuid(), group=known.group - os.getgid()) if known.content else known
+
+    monkeypatch.setattr(Known, "of", of)
     return found
 
 
@@ -214,3 +222,22 @@ def test_state_of_an_earlier_version_is_taken_back(tmp_path: Path, commands: Com
     (tmp_path / "state" / "x.json").write_text(json.dumps({"token": "a", "files": files, "apply": [["load"]]}))
     Guard("x").restore()
     assert content(tmp_path / "one") == "missing"
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root gives a file to somebody else")
+def test_file_of_somebody_else_is_written_anew(tmp_path: Path, commands: Commands, ask: Callable[..., Request]) -> None:
+    Guard("x").confirm(Guard("x").apply(ask())["token"])
+    assert Guard("x").apply(ask(), only_check=True)["state"] == "unchanged"
+    os.chown(tmp_path / "one", 1000, 0)
+    answer = Guard("x").apply(ask())
+    assert (answer["state"], (tmp_path / "one").stat().st_uid) == ("armed", 0)
+    assert json.loads((tmp_path / "state" / "x.json").read_text())["files"][str(tmp_path / "one")]["user"] == 1000
+
+
+def test_folder_in_the_place_of_a_file_is_told(tmp_path: Path, commands: Commands, ask: Callable[..., Request]) -> None:
+    (tmp_path / "folder" / "disabled").mkdir(parents=True)
+    with pytest.raises(Failure, match="disabled is a folder, where only files may lie: move it elsewhere"):
+        Guard("x").apply(ask(folders=[str(tmp_path / "folder")]))
+    with pytest.raises(Failure, match="one is a file, where a folder has to be"):
+        Guard("x").apply(ask(files=[File(str(tmp_path / "one" / "below"), "new")]))
+    assert commands.timers() == []

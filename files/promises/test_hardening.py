@@ -325,7 +325,7 @@ def test_audit_rules(host: Host) -> None:
     watched, asked = (set(re.findall(r"-F (?:path|dir)=(\S+?)/? ", rules)) for rules in (loaded, host.file(AUDIT_RULES).content_string))
     # The kernel leaves out, without a word, what watches a folder that is missing at that moment.
     assert asked <= watched, asked - watched
-    assert {"/etc/passwd", "/etc/shadow", "/etc/sudoers", "/etc/ssh", "/etc/systemd", "/etc/audit", "/etc/apparmor.d", "/etc/pam.d"} <= watched
+    assert watched >= {f"/etc/{name}" for name in ("passwd", "shadow", "sudoers", "ssh", "systemd", "audit", "apparmor.d", "pam.d")}
     for call in ("init_module", "sethostname", "clock_settime", "ptrace"):
         assert re.search(rf"-S \S*\b{call}\b", loaded), call
     # A call of the older kind would pass all of these by.

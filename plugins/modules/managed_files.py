@@ -70,10 +70,16 @@ paths:
 """
 
 
-def _current(path: Path) -> tuple[str, int] | None:
-    """Return what a file holds and its mode; nothing where it is missing."""
+# What a file is: its content, its mode, its user and its group.
+File = tuple[str, int, int, int]
+ROOT = (0, 0)
+
+
+def _current(path: Path) -> File | None:
+    """Return what a file is; nothing where it is missing."""
     try:
-        return path.read_text(encoding="utf-8", errors="replace"), path.stat().st_mode & 0o7777
+        status = path.stat()
+        return path.read_text(encoding="utf-8", errors="replace"), status.st_mode & 0o7777, status.st_uid, status.st_gid
     except FileNotFoundError:
         return None
 
@@ -95,13 +101,13 @@ def _write(path: Path, content: str, mode: int) -> None:
     with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as file:
         file.write(content)
         os.fchmod(file.fileno(), mode)
-        os.fchown(file.fileno(), 0, 0)
+        os.fchown(file.fileno(), *ROOT)
         os.fsync(file.fileno())
     fresh.replace(path)
 
 
-def _wanted(each: dict[str, Any]) -> tuple[str, int] | None:
-    return (each["content"], int(each["mode"], 8)) if each["state"] == "present" else None
+def _wanted(each: dict[str, Any]) -> File | None:
+    return (each["content"], int(each["mode"], 8), *ROOT) if each["state"] == "present" else None
 
 
 def main() -> None:

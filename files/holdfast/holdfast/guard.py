@@ -98,11 +98,13 @@ class Request:
 
 @dataclass(frozen=True)
 class Known:
-    """A file as it is: its content in base64 and its mode, or the target of a symlink; nothing where it is missing."""
+    """A file as it is: its content in base64, its mode, user and group, or the target of a symlink; nothing where it is missing."""
 
     content: str | None
     mode: int = 0
     link: str = ""
+    user: int = 0
+    group: int = 0
 
     @classmethod
     def text(cls, text: str, mode: int) -> Known:
@@ -111,13 +113,22 @@ class Known:
 
     @classmethod
     def of(cls, path: Path) -> Known:
-        """Read a file, which may be missing."""
+        """Read a file, which may be missing.
+
+        Raises:
+            Failure: it is a folder, or lies in what is none.
+        """
         try:
             if path.is_symlink():
                 return cls(None, link=str(path.readlink()))
-            return cls(base64.b64encode(path.read_bytes()).decode(), path.stat().st_mode & 0o7777)
+            status = path.stat()
+            return cls(base64.b64encode(path.read_bytes()).decode(), status.st_mode & 0o7777, "", status.st_uid, status.st_gid)
         except FileNotFoundError:
             return cls(None)
+        except IsADirectoryError as error:
+            raise Failure(f"{path} is a folder, where only files may lie: move it elsewhere, then run this again") from error
+        except NotADirectoryError as error:
+            raise Failure(f"{path.parent} is a file, where a folder has to be: move it elsewhere, then run this again") from error
 
     def shown(self) -> str:
         """Return the content for a person."""
@@ -140,7 +151,7 @@ class Known:
             with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
                 file.write(base64.b64decode(self.content))
                 os.fchmod(file.fileno(), self.mode)
-                os.fchown(file.fileno(), 0, 0)
+                os.fchown(file.fileno(), self.user, self.group)
                 os.fsync(file.fileno())
         fresh.replace(path)
 

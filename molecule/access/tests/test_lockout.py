@@ -122,7 +122,7 @@ def test_second_run_over_ssh_changes_nothing(play: Play) -> None:
 
 
 def test_admin_who_left_the_inventory_is_out(host: Host, play: Play, address: str, other_key: Path) -> None:
-    """A second admin gets in while the inventory names him, and not a run later, nor by what others put beside: a key, a right to sudo."""
+    """A second admin gets in while the inventory names him, and not a run later, nor by what others put beside: a key, a file, sudo."""
     done = play(access_admins=admins((admin.NAME, admin.KEY), ("other", other_key)))
     assert done.returncode == 0, done.stdout
     assert ssh(address, "other", other_key, "sudo id --user --name").stdout.strip() == "root"
@@ -131,12 +131,14 @@ def test_admin_who_left_the_inventory_is_out(host: Host, play: Play, address: st
     # As a provider's image has it.
     host.check_output("echo 'other ALL=(ALL) NOPASSWD: ALL' > /etc/sudoers.d/90-cloud-init-users && usermod --append --groups sudo other")
     assert ssh(address, admin.NAME, other_key, "true").returncode == 0
+    host.check_output("chown other /etc/ssh/authorized_keys /etc/ssh/authorized_keys/admin /etc/sudoers.d/holdfast")
 
     done = play()
     assert done.returncode == 0, done.stdout
     assert "Permission denied" in ssh(address, "other", other_key, "true").stderr
     assert "Permission denied" in ssh(address, admin.NAME, other_key, "true").stderr
     assert host.check_output("ls /etc/ssh/authorized_keys") == admin.NAME
+    assert host.check_output("find /etc/ssh/authorized_keys /etc/sudoers.d -not -user root") == ""
     assert host.check_output("ls /etc/sudoers.d") == "README\nholdfast"
     assert "not allowed to run sudo" in host.check_output("sudo --list --other-user=other")
 
@@ -162,6 +164,7 @@ def test_foreign_files_of_sshd_are_out(host: Host, play: Play, address: str, own
     """Where another file of sshd lets another key in, a run takes the file out, and the key."""
     host.check_output(f"{files} && systemctl restart ssh.service")
     assert ssh(address, admin.NAME, other_key, "true").returncode == 0
+    host.check_output("chown other /etc/ssh/authorized_keys /etc/ssh/authorized_keys/admin /etc/sudoers.d/holdfast")
 
     done = play()
     assert done.returncode == 0, done.stdout
@@ -198,6 +201,17 @@ def newcomer(host: Host, host_name: str, other_key: Path) -> Iterator[dict[str, 
     host.check_output("rm --force /etc/sudoers.d/provider && userdel --force --remove newcomer 2>/dev/null")
     done = play_on(host_name, "molecule/access/converge.yml")
     assert done.returncode == 0, done.stdout
+
+
+def test_root_who_runs_it_is_told_the_way(host: Host, play: Play, newcomer: dict[str, str]) -> None:
+    """Who logs in as root, as many providers have it, is told to make a user first, before anything is changed."""
+    host.check_output("install -D -m 0600 ~newcomer/.ssh/authorized_keys /root/.ssh/authorized_keys")
+    done = play(**newcomer | {"ansible_user": "root"})
+    host.check_output("rm --recursive /root/.ssh")
+    assert done.returncode != 0
+    assert "ansible_user is root" in done.stdout
+    assert "access_admins lacks" not in done.stdout
+    assert "changed=0" in done.stdout
 
 
 def test_password_for_sudo_is_locked_last(

@@ -320,11 +320,15 @@ def test_containers_reach_no_service_by_shouting(host: Host, containers: dict[st
 
 
 def test_http3_follows_the_proxy(host_name: str, attacker: Attacker, targets: list[str], containers: dict[str, str]) -> None:
-    """UDP 443 is open where the proxy speaks HTTP/3, and nowhere else."""
+    """UDP 443 is open where the proxy speaks HTTP/3, to whoever may reach https, and nowhere else."""
     assert containers
+    ssh, office = {"protocol": "tcp", "port": 22}, {"protocol": "tcp", "port": 443, "sources": ["192.0.2.1"]}
     try:
         converge(host_name, caddy_http3=True)
         assert [attacker.udp(target, 443) for target in targets] == ["here", "here"]
+        for more in ([], [office]):
+            converge(host_name, caddy_http3=True, firewall_services=[ssh], firewall_extra_services=more)
+            assert [attacker.udp(target, 443) for target in targets] == ["silent", "silent"]
     finally:
         converge(host_name)
     assert [attacker.udp(target, 443) for target in targets] == ["silent", "silent"]
@@ -403,6 +407,16 @@ for _ in range(40):
         assert attacker.scan(targets[0], [22, 443]) == {"open": {22, 443}}
     finally:
         converge(host_name)
+
+
+def test_other_firewall_is_refused(host: Host, host_name: str) -> None:
+    """A host with another program that writes rules is refused before anything is changed, with the way out."""
+    host.check_output("DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends netfilter-persistent")
+    done = play_on(host_name, "molecule/firewall/converge.yml", "--tags", "firewall")
+    host.check_output("apt-get purge --yes netfilter-persistent")
+    assert done.returncode != 0
+    assert "`apt-get purge netfilter-persistent`" in " ".join(done.stdout.split())
+    assert "changed=0" in done.stdout
 
 
 def test_drift_is_mended_by_a_run(host: Host, host_name: str) -> None:

@@ -107,6 +107,17 @@ def test_packages_ask_their_questions_all_the_same(host: Host) -> None:
     assert "Preconfiguring packages" in done.stdout
 
 
+def test_run_makes_up_for_one_that_was_ended(host: Host, host_name: str, tmp_path: Path) -> None:
+    """What a run left out that ended before its handlers, and a file that somebody else got hold of, the next one puts right."""
+    host.check_output("pam-auth-update --package --disable holdfast-faillock holdfast-faillock-first")
+    assert "pam_faillock" not in host.file("/etc/pam.d/common-auth").content_string
+    host.check_output("chown nobody /etc/login.defs")
+    done = play(inventory(tmp_path, {host_name: CONTAINER}), "molecule/hardening/converge.yml", "--tags", "HF-AUTH-02,HF-AUTH-03")
+    assert done.returncode == 0, done.stdout
+    assert "pam_faillock" in host.file("/etc/pam.d/common-auth").content_string
+    assert host.file("/etc/login.defs").user == "root"
+
+
 def test_no_core_dump(host: Host) -> None:
     """Neither a service nor a person's shell that crashes leaves a core dump."""
     before = host.check_output("cat /proc/sys/kernel/core_pattern")
