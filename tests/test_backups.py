@@ -7,7 +7,7 @@ import json
 import math
 import os
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -64,18 +64,18 @@ GOOD = {1: Seen(backups={"full": NOW})}
 
 
 @pytest.mark.parametrize(
-    ("server", "seen", "gap", "words"),
+    ("server", "seen", "gaps", "words"),
     [
-        (Server(7, 61, None, 0, 0, 0, 0, 1, "on"), GOOD, False, "7 segments of WAL wait"),
-        (Server(0, 0, None, 0, 0, 0, 0, 1, "off"), GOOD, False, "archive_mode is off, so nothing that is written leaves the host"),
-        (SERVER, {1: Seen(fault="unable to open")}, False, "Repository 1 can't be asked: unable to open"),
-        (SERVER, {**GOOD, 2: Seen()}, False, "Repository 2 has no backup"),
-        (SERVER, GOOD, True, "WAL is missing"),
+        (Server(7, 61, None, 0, 0, 0, 0, 1, "on"), GOOD, [], "7 segments of WAL wait"),
+        (Server(0, 0, None, 0, 0, 0, 0, 1, "off"), GOOD, [], "archive_mode is off, so nothing that is written leaves the host"),
+        (SERVER, {1: Seen(fault="unable to open")}, [], "Repository 1 can't be asked: unable to open"),
+        (SERVER, {**GOOD, 2: Seen()}, [], "Repository 2 has no backup"),
+        (SERVER, GOOD, ["1"], "WAL is missing in repository 1"),
     ],
 )
-def test_red(server: Server, seen: dict[int, Seen], gap: bool, words: str) -> None:  # noqa: FBT001  # pytest gives it by name
+def test_red(server: Server, seen: dict[int, Seen], gaps: list[str], words: str) -> None:
     """Each fault turns the archive red, and is one sentence."""
-    (sentence,) = archive.faults(server, seen, gap=gap)
+    (sentence,) = archive.faults(server, seen, gaps)
     assert words in sentence
 
 
@@ -199,7 +199,7 @@ def test_proof_that_was_ended_tells_nothing(monkeypatch: pytest.MonkeyPatch, tmp
 
 def test_green() -> None:
     """Where nothing waits and every repository has a backup there is nothing to say."""
-    assert archive.faults(SERVER, GOOD, gap=False) == []
+    assert archive.faults(SERVER, GOOD) == []
 
 
 def test_metrics_are_read_as_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -232,9 +232,33 @@ def test_gap_that_root_found_first(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(archive, "WANTED", tmp_path / "backup-wanted")
     archive.WANTED.write_text("of root")
     before = archive.WANTED.stat().st_ino
-    archive._ask_for_backup(["000000010000000000000005"])
-    assert archive.WANTED.read_text() == "000000010000000000000005 000000010000000000000005\n"
+    archive._ask_for_backup("1", "000000010000000000000005")
+    assert archive.WANTED.read_text() == "1 000000010000000000000005\n"
     assert archive.WANTED.stat().st_ino != before
+
+
+def test_gap_is_closed_while_another_repository_is_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A repository that lacks WAL gets its backup though another one can't be asked; that one is looked through once it is back."""
+    monkeypatch.setattr(archive, "WANTED", tmp_path / "backup-wanted")
+    old, lost, new = (f"00000001000000000000000{number}" for number in (3, 4, 5))
+    away, sound = Seen(fault="away"), Seen(backups={"full": NOW - 10})
+
+    def ask(state: archive.State, first: Seen, second: Seen, now: float) -> archive.State:
+        wanted = {key: archive._wanted(state, SERVER, key) for key in (1, 2)}
+        return archive._next(state, SERVER, {1: first, 2: second}, wanted, now)
+
+    found = ask(archive.State(complete={"1": old, "2": old}), replace(sound, missing=[lost]), away, NOW)
+    assert (found.complete, found.gap_at) == ({"1": new, "2": old}, {"1": NOW})
+    assert archive.WANTED.read_text() == f"1 {new}\n"
+    closed = ask(found, Seen(backups={"incr": NOW + 5}), away, NOW + 60)
+    assert closed.gap_at == {} and not archive.WANTED.exists()
+    assert archive._wanted(closed, SERVER, 1) == [] and archive._wanted(closed, SERVER, 2) == [lost, new]
+    back = ask(closed, sound, replace(sound, missing=[lost]), NOW + 120)
+    assert (back.complete["2"], back.gap_at) == (new, {"2": NOW + 120})
+    assert archive.WANTED.read_text() == f"2 {new}\n"
+    archive.WANTED.unlink()
+    assert ask(back, sound, away, NOW + 180).gap_at == back.gap_at
+    assert not archive.WANTED.exists(), "nobody can back up to what is away"
 
 
 def test_guard_that_root_ran_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -262,7 +286,7 @@ def test_guard_that_root_ran_first(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         archive._load()
 
 
-@pytest.mark.parametrize("content", [None, "{", '{"unknown": 1}'])
+@pytest.mark.parametrize("content", [None, "{", '{"unknown": 1}', '{"complete": "000000010000000000000005"}'])
 def test_guard_begins_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str | None) -> None:
     """A state that is not there or is damaged is none."""
     monkeypatch.setattr(archive, "STATE", tmp_path / "state.json")

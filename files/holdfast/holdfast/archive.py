@@ -8,7 +8,7 @@ import logging
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -82,14 +82,14 @@ class State:
     Attributes:
         at: when it ran.
         written_bytes: the position that the server wrote at.
-        complete: the segment up to which every repository was seen to have all.
-        gap_at: when a gap was found that no backup has made good yet; 0 where there is none.
+        complete: for each repository that has answered, the segment up to which it was looked through.
+        gap_at: for each repository with a gap that no backup has made good yet, when that was found.
     """
 
     at: float = 0
     written_bytes: int = 0
-    complete: str = ""
-    gap_at: float = 0
+    complete: dict[str, str] = field(default_factory=dict)
+    gap_at: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -115,15 +115,15 @@ def segments(after: str, last: str, segment_bytes: int) -> Iterator[str]:
         yield f"{last[:8]}{number // each_log:08X}{number % each_log:08X}"
 
 
-def _wanted(state: State, server: Server) -> list[str]:
-    """Name the segments that the server was told are archived, and nobody has looked for yet."""
-    last = server.last_archived or ""
+def _wanted(state: State, server: Server, key: int) -> list[str]:
+    """Name the segments that the server was told are archived, and nobody has looked for in a repository yet."""
+    last, complete = server.last_archived or "", state.complete.get(str(key), "")
     if not SEGMENT.match(last):
         return []
     # A restore begins a timeline, and makes a backup of its own.
-    if not state.complete or state.complete[:8] != last[:8]:
+    if complete[:8] != last[:8]:
         return [last]
-    return list(segments(state.complete, last, server.segment_bytes))
+    return list(segments(complete, last, server.segment_bytes))
 
 
 def _fault(stanza: dict[str, Any]) -> str:
@@ -173,40 +173,49 @@ def _load() -> State:
         Failure: it is there and can't be read.
     """
     try:
-        return State(**json.loads(STATE.read_text(encoding="utf-8")))
+        state = State(**json.loads(STATE.read_text(encoding="utf-8")))
     except (FileNotFoundError, ValueError, TypeError):
         return State()
     except OSError as error:
         raise Failure(f"{STATE} can't be read ({error.strerror}), and a gap may be noted in it: `chown postgres: {STATE}`.") from error
+    return state if isinstance(state.complete, dict) and isinstance(state.gap_at, dict) else State()
 
 
-def _ask_for_backup(missing: list[str]) -> None:
+def _ask_for_backup(key: str, segment: str) -> None:
     log.error(
-        "The segments %s to %s of WAL are missing in a repository: nothing can be rolled forward over them, so a backup begins now.",
-        missing[0],
-        missing[-1],
+        "WAL up to the segment %s is missing in repository %s: nothing can be rolled forward over that, so a backup begins now.",
+        segment,
+        key,
     )
     # Replaced, as it may be root's: a person ran the guard, and now its unit does.
-    durable.write(WANTED, f"{missing[0]} {missing[-1]}\n".encode(), 0o644)
+    durable.write(WANTED, f"{key} {segment}\n".encode(), 0o644)
 
 
-def _next(state: State, server: Server, seen: dict[int, Seen], wanted: list[str], now: float) -> State:
-    """Decide what the next run has to know, and ask for a backup where a gap has none yet."""
-    missing = sorted({name for each in seen.values() for name in each.missing})
-    gap_at, complete = state.gap_at, state.complete
-    if wanted and not any(each.fault for each in seen.values()):
-        complete = wanted[-1]
-        gap_at = now if missing else gap_at
-    if gap_at and all(any(begun > gap_at for begun in each.backups.values()) for each in seen.values()):
-        gap_at = 0
+def _next(state: State, server: Server, seen: dict[int, Seen], wanted: dict[int, list[str]], now: float) -> State:
+    """Decide what the next run has to know, and ask for a backup where a repository with a gap can take one.
+
+    Each repository stands for itself: while one is away too much waits for it, so WAL is let go that another one lacks, too.
+    """
+    keys = set(map(str, seen))
+    complete = {key: segment for key, segment in state.complete.items() if key in keys}
+    gap_at = {key: at for key, at in state.gap_at.items() if key in keys}
+    answering = {str(key): each for key, each in seen.items() if not each.fault}
+    for key, each in answering.items():
+        complete[key] = (wanted[int(key)] or [complete.get(key, "")])[-1]
+        if each.missing:
+            gap_at[key] = now
+        elif key in gap_at and any(begun > gap_at[key] for begun in each.backups.values()):
+            del gap_at[key]
+            log.info("A backup after the gap is in repository %s: from it on everything can be rolled forward", key)
+    asked = WANTED.exists() and now - WANTED.stat().st_mtime < WANTED_AGAIN_SECONDS
+    if not gap_at:
         WANTED.unlink(missing_ok=True)
-        log.info("A backup after the gap is in every repository: from it on everything can be rolled forward")
-    elif gap_at and not (WANTED.exists() and now - WANTED.stat().st_mtime < WANTED_AGAIN_SECONDS):
-        _ask_for_backup(missing or [complete])
+    elif (key := next(filter(answering.__contains__, gap_at), "")) and not asked:
+        _ask_for_backup(key, complete[key])
     return State(at=now, written_bytes=server.written_bytes, complete=complete, gap_at=gap_at)
 
 
-def faults(server: Server, seen: dict[int, Seen], *, gap: bool) -> list[str]:
+def faults(server: Server, seen: dict[int, Seen], gaps: Iterable[str] = ()) -> list[str]:
     """Say in sentences what is wrong; nothing where all that was written a minute ago is off the host."""
     found = []
     if server.archive_mode != "on":
@@ -218,8 +227,7 @@ def faults(server: Server, seen: dict[int, Seen], *, gap: bool) -> list[str]:
         found.append(f"{server.ready} segments of WAL wait to be archived, the oldest for {server.oldest_ready_seconds:.0f} s.")
     found += [f"Repository {key} can't be asked: {each.fault}." for key, each in seen.items() if each.fault]
     found += [f"Repository {key} has no backup." for key, each in seen.items() if not each.fault and not each.backups]
-    if gap:
-        found.append("WAL is missing in a repository, and no backup after the gap is there yet.")
+    found += [f"WAL is missing in repository {key}, and no backup after the gap is there yet." for key in sorted(gaps)]
     return found
 
 
@@ -240,7 +248,7 @@ def _gauges(server: Server, before: State, after: State, seen: dict[int, Seen], 
         Gauge("holdfast_archive_oldest_ready_seconds", "How long the oldest of them has waited.", server.oldest_ready_seconds),
         Gauge("holdfast_archive_last_archived_timestamp_seconds", "When WAL was archived last.", server.last_archived_at),
         Gauge("holdfast_archive_last_failed_timestamp_seconds", "When archiving failed last.", server.last_failed_at),
-        Gauge("holdfast_archive_gap", "Whether WAL is missing and no backup has made that good.", float(after.gap_at > 0)),
+        Gauge("holdfast_archive_gap", "Whether WAL is missing and no backup has made that good.", float(bool(after.gap_at))),
         Gauge("holdfast_wal_size_bytes", "What pg_wal holds.", server.wal_bytes),
         Gauge("holdfast_wal_written_bytes_per_second", "WAL that the server writes.", rate),
         Gauge(
@@ -277,14 +285,13 @@ def run() -> list[str]:
     try:
         server = Server(**json.loads(postgres.psql(QUESTION)))
         before = _load()
-        wanted = _wanted(before, server)
-        keys = [each.key for each in repositories()]
-        with ThreadPoolExecutor(len(keys)) as pool:
-            seen = dict(zip(keys, pool.map(lambda key: look(key, wanted), keys), strict=True))
+        wanted = {each.key: _wanted(before, server, each.key) for each in repositories()}
+        with ThreadPoolExecutor(len(wanted)) as pool:
+            seen = dict(zip(wanted, pool.map(look, wanted, wanted.values()), strict=True))
         after = _next(before, server, seen, wanted, now)
         # As the wish for a backup, it may be root's, and then its unit reads it.
         durable.write(STATE, json.dumps(asdict(after)).encode(), 0o644)
-        found = faults(server, seen, gap=after.gap_at > 0)
+        found = faults(server, seen, after.gap_at)
         metrics.write(TOPIC, [*_heartbeat(now, success=True), *_gauges(server, before, after, seen, healthy=not found)])
     except Failure:
         metrics.write(
