@@ -261,6 +261,18 @@ CASES = [
         waives(**{"HF-SSH-01": "We like passwords here."}),
     ),
     Case(
+        "privileged files without a full path",
+        "hardening",
+        ("hardening_privileged_files names /bin/x, /usr/../x, usr/bin/x,", "no full path", "/usr/bin/mtr-packet"),
+        {"hardening_privileged_files": dict.fromkeys(("/bin/x", "/usr/../x", "usr/bin/x"), "It is needed here.")},
+    ),
+    Case(
+        "privileged files without a reason",
+        "hardening",
+        ("hardening_privileged_files names /usr/bin/x, /usr/bin/y without a reason", "write why"),
+        {"hardening_privileged_files": {"/usr/bin/x": " ", "/usr/bin/y": None}},
+    ),
+    Case(
         "shell that ends at once",
         "hardening",
         ("hardening_idle_shell_seconds is 5", "write 60 or more"),
@@ -416,6 +428,7 @@ GOOD = Case(
         **admins(keys=[KEY, SECURITY_KEY, f"{LONG_KEY} somebody"]),
         "firewall_extra_rules": LEGAL_RULES,
         "hardening_waivers": {"HF-NET-04": "It doesn't matter here: é, # and 'quotes'."},
+        "hardening_privileged_files": {"/usr/bin/mtr-packet": "Admins look for lost packets."},
         "integrity_left_out": {"/etc/*.cache": "It changes so very often.", "/usr/*/__pycache__/*": "Python writes it when it likes."},
     },
 )

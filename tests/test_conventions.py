@@ -100,6 +100,7 @@ FAULTS = [
     ("handlers_are_notified", CONFIGURE, "[Restart x, Reload x]", "[Restart x, Reload x, Restart y]", "'Restart y', which is no handler"),
     ("handlers_are_notified", CONFIGURE, "[Restart x, Reload x]", "[Restart x]", "nobody notifies 'Reload x'"),
     ("handlers_are_notified", "roles/sample/handlers/main.yml", "  when: __sample_restarted is undefined\n", "", "runs even after"),
+    ("units_may_be_missing", "roles/sample/handlers/main.yml", "systemd_unit:", "ansible.builtin.systemd_service:", "call systemd_unit"),
     ("one_package_task", CONFIGURE, "---\n", "---\n- name: Install more\n  ansible.builtin.apt:\n    name: y\n", "packages in 2 tasks"),
     ("scripts_are_safe", "roles/sample/files/restore", "set -euo pipefail", "set -e", "lacks `set -euo pipefail`"),
     ("scripts_are_safe", "roles/sample/files/restore", "--help", "-h", "does not answer --help"),

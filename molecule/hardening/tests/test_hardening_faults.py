@@ -14,13 +14,14 @@ import pytest
 from testinfra.host import Host
 
 from tools import host as test_host
-from tools.playbook import CONTAINER, inventory, play
+from tools.playbook import CONTAINER, inventory, play, play_on
 from tools.shell import ROOT, VENV_BIN
 
 USER = "somebody"
 STRONG = "vK7#tremolo-Wick91x"
 WEAK = ("short1!A", "Password12345678!", "somebody-somebody", "aaaaaaaaBBBBBB1!")
 TRIES = 5
+HELPER = "/usr/local/bin/helper"
 
 
 @pytest.fixture
@@ -134,6 +135,36 @@ def test_setuid_bit_stays_gone(host: Host) -> None:
     host.check_output("timeout 300 apt-get install --yes --reinstall passwd mount")
     assert host.check_output("find /usr/bin -perm /6000 -name 'ch*' -o -perm /6000 -name '*mount' -o -perm /6000 -name passwd") == ""
     assert host.file("/usr/bin/chfn").mode == 0o755
+
+
+def promise_of_rights(host_name: str) -> int:
+    """Ask the host for the promise of HF-FILE-02; return the exit code."""
+    words: list[str | Path] = [
+        VENV_BIN / "pytest",
+        f"--hosts=docker://{host_name}",
+        "files/promises/test_hardening.py::test_privileged_programs",
+    ]
+    return subprocess.run(words, cwd=ROOT, capture_output=True, check=False).returncode
+
+
+def test_named_program_has_rights(host: Host, host_name: str) -> None:
+    """A program with more rights than its caller breaks the promise, unless the inventory names it; what is named keeps its bit."""
+    # An effective CAP_NET_RAW, as setcap writes it, which is not on the host.
+    capability = "struct.pack('<5I', 0x02000001, 1 << 13, 0, 0, 0)"
+    host.check_output(f"install --mode=2755 /usr/bin/true {HELPER}")
+    host.check_output(f"python3 -c \"import os, struct; os.setxattr('{HELPER}', 'security.capability', {capability})\"")
+    try:
+        assert promise_of_rights(host_name) == 1
+        named = dict.fromkeys((HELPER, "/usr/bin/chfn"), "A test of it.")
+        done = play_on(host_name, "molecule/hardening/converge.yml", "--tags", "hardening:configure", hardening_privileged_files=named)
+        assert done.returncode == 0, done.stdout
+        assert promise_of_rights(host_name) == 0
+        assert "/usr/bin/chfn\n" not in host.check_output("dpkg-statoverride --list") + "\n"
+    finally:
+        host.check_output(f"rm {HELPER}")
+        done = play_on(host_name, "molecule/hardening/converge.yml", "--tags", "hardening:configure")
+        assert done.returncode == 0, done.stdout
+    assert "/usr/bin/chfn\n" in host.check_output("dpkg-statoverride --list") + "\n"
 
 
 def test_only_root_has_jobs(host: Host) -> None:

@@ -147,6 +147,17 @@ def test_corrupt_source_is_refused(host: Host) -> None:
         source.write_bytes(whole)
 
 
+def test_check_before_there_is_a_database(host: Host) -> None:
+    """A check of a host that has the server and not yet the database says that the extension would come; a run refuses it."""
+    given = ("-e", "pgvector_database=not_yet_there")
+    done = converge(host, "pgvector", *given, "--check")
+    assert done.returncode == 0, done.stdout
+    assert "changed=1" in done.stdout
+    done = converge(host, "pgvector", *given)
+    assert done.returncode != 0
+    assert "does not exist" in " ".join(done.stdout.split())
+
+
 def test_old_extension_is_upgraded(host: Host) -> None:
     """An extension that is older than the package is brought to the package's version, and a check says so before."""
     # No release installs an older one, so what 0.8.0 has more than 0.7.4 is taken away.

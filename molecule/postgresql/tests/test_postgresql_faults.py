@@ -227,3 +227,14 @@ def test_drift_is_taken_back(host: Host) -> None:
     assert "changed=1" in converge(host, "postgresql").stdout
     assert "permission denied" in host.run(f'{login("app")} --command "CREATE TABLE mine (id int)"').stderr
     assert "changed=0" in converge(host, "postgresql").stdout
+
+
+def test_check_before_the_server_runs(host: Host) -> None:
+    """A check of a host whose server does not run, as after a run that broke off, says what a run would do."""
+    host.check_output(f"systemctl stop {UNIT}")
+    try:
+        done = converge(host, "postgresql", "--check")
+        assert done.returncode == 0, done.stdout
+        assert "changed=0" not in done.stdout
+    finally:
+        host.check_output(f"systemctl start {UNIT}")
