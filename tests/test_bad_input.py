@@ -261,6 +261,18 @@ CASES = [
         waives(**{"HF-SSH-01": "We like passwords here."}),
     ),
     Case(
+        "containers without a profile of their own",
+        "hardening",
+        ("hardening_app_apparmor_profile is '',", "HF-MAC-02 is in force", "write holdfast-app as its profile in app.yml"),
+        {"app_apparmor_profile": ""},
+    ),
+    Case(
+        "profile that nobody brings",
+        "hardening",
+        ("hardening_app_apparmor_profile is holdfast-app", "waives HF-MAC-02", "write '' as its profile"),
+        {"app_apparmor_profile": "holdfast-app", **waives(**{"HF-MAC-02": "It does not matter here."})},
+    ),
+    Case(
         "shell that ends at once",
         "hardening",
         ("hardening_idle_shell_seconds is 5", "write 60 or more"),
@@ -415,7 +427,10 @@ GOOD = Case(
     {
         **admins(keys=[KEY, SECURITY_KEY, f"{LONG_KEY} somebody"]),
         "firewall_extra_rules": LEGAL_RULES,
-        "hardening_waivers": {"HF-NET-04": "It doesn't matter here: é, # and 'quotes'."},
+        "hardening_waivers": {
+            "HF-MAC-02": "The inventory takes the profile away with it.",
+            "HF-NET-04": "It doesn't matter here: é, # and 'quotes'.",
+        },
         "integrity_left_out": {"/etc/*.cache": "It changes so very often.", "/usr/*/__pycache__/*": "Python writes it when it likes."},
     },
 )

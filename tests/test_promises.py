@@ -1,0 +1,90 @@
+"""What promises make of a host that is not the demo's: each holds where nothing is wrong, and is broken where something is."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from files.promises import test_docker, test_hardening
+
+WRITTEN = {"bip": "172.30.0.1/24", "default-address-pools": [{"base": "172.30.128.0/17", "size": 24}]}
+DAEMON = {"DefaultAddressPools": [{"Base": "172.30.128.0/17", "Size": 24}]}
+PROJECT = "label=com.docker.compose.project"
+
+
+class Answers:
+    """A host that answers commands: the first pattern that one matches decides, and no other command may be asked."""
+
+    def __init__(self, answers: Mapping[str, str]) -> None:
+        self.answers = answers
+
+    def check_output(self, command: str, *arguments: str) -> str:
+        """Answer a command."""
+        asked = command % arguments if arguments else command
+        return next(said for pattern, said in self.answers.items() if re.search(pattern, asked))
+
+    def exists(self, command: str) -> bool:
+        """Say that a program is there."""
+        return bool(command)
+
+
+def docker_host(*subnets: str) -> Answers:
+    """Describe a host whose live colour has a network with some addresses, beside what no promise may look at."""
+    found = [{"Name": "app-blue_default", "IPAM": {"Config": [{"Subnet": subnet} for subnet in subnets]}}]
+    return Answers(
+        {
+            "address show": "3: docker0 inet 172.30.0.1/24 scope global docker0",
+            f"network ls .*{PROJECT}=app-blue$": "one",
+            f"network ls .*{PROJECT}=app-green$": "",
+            "network inspect one$": json.dumps(found),
+        }
+    )
+
+
+def test_addresses_of_the_application() -> None:
+    """A network may have IPv6 addresses as well; its IPv4 addresses are from the pool."""
+    test_docker.test_addresses(docker_host("172.30.129.0/24", "fd00:5eed::/64"), DAEMON, WRITTEN)
+    with pytest.raises(AssertionError):
+        test_docker.test_addresses(docker_host("10.9.0.0/24", "fd00:5eed::/64"), DAEMON, WRITTEN)
+
+
+def test_addresses_of_another_pool() -> None:
+    """A daemon that cuts networks from other ranges breaks the promise before there is a network."""
+    other = {"DefaultAddressPools": [{"Base": "10.0.0.0/8", "Size": 24}]}
+    with pytest.raises(AssertionError):
+        test_docker.test_addresses(docker_host(), other, WRITTEN)
+
+
+def confined_host(blue: str, **others: Any) -> Answers:
+    """Describe a host with a container of the application's, and one of somebody else's project, which Docker's own profile confines."""
+    return Answers(
+        {
+            "aa-status": json.dumps({"profiles": {"holdfast-app": "enforce"}}),
+            f"docker ps .*{PROJECT}=app-blue$": "mine",
+            f"docker ps .*{PROJECT}=app-green$": "",
+            f"docker ps .*{PROJECT}$": "mine\ntheirs",
+            "docker inspect .* mine$": "7",
+            "docker inspect .* theirs$": "8",
+            "/proc/7/attr/current": blue,
+            "/proc/8/attr/current": "docker-default (enforce)",
+            **others,
+        }
+    )
+
+
+def test_profile_of_the_application() -> None:
+    """The profile of another application's containers is no matter of HF-MAC-02; that of the application's is."""
+    test_hardening.test_container_profile(confined_host("holdfast-app (enforce)"))
+    with pytest.raises(AssertionError):
+        test_hardening.test_container_profile(confined_host("docker-default (enforce)"))
+
+
+def test_application_that_does_not_run() -> None:
+    """Where only others' containers run, HF-MAC-02 says that the application's do not."""
+    answers = confined_host("").answers
+    with pytest.raises(AssertionError):
+        test_hardening.test_container_profile(Answers({f"docker ps .*{PROJECT}=app-blue$": "", **answers}))
