@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from files.promises import test_docker, test_hardening
+from files.promises import test_caddy, test_docker, test_hardening
 
 WRITTEN = {"bip": "172.30.0.1/24", "default-address-pools": [{"base": "172.30.128.0/17", "size": 24}]}
 DAEMON = {"DefaultAddressPools": [{"Base": "172.30.128.0/17", "Size": 24}]}
@@ -27,9 +28,17 @@ class Answers:
         asked = command % arguments if arguments else command
         return next(said for pattern, said in self.answers.items() if re.search(pattern, asked))
 
+    def run(self, command: str) -> SimpleNamespace:
+        """Answer a command that may fail, and did not."""
+        return SimpleNamespace(rc=0, stdout=self.check_output(command))
+
     def exists(self, command: str) -> bool:
         """Say that a program is there."""
         return bool(command)
+
+    def file(self, path: str) -> SimpleNamespace:
+        """Give a file's text, which the path itself asks for."""
+        return SimpleNamespace(exists=path in self.answers, content_string=self.answers.get(path, ""))
 
 
 def docker_host(*subnets: str) -> Answers:
@@ -88,3 +97,58 @@ def test_application_that_does_not_run() -> None:
     answers = confined_host("").answers
     with pytest.raises(AssertionError):
         test_hardening.test_container_profile(Answers({f"docker ps .*{PROJECT}=app-blue$": "", **answers}))
+
+
+CADDYFILE = """\
+\theader {
+\t\tStrict-Transport-Security "max-age=300"
+\t\tContent-Security-Policy `default-src 'self' 'unsafe-inline'`
+\t}
+"""
+HEADERS = {
+    "strict-transport-security": "max-age=300",
+    "content-security-policy": "default-src 'self' 'unsafe-inline'",
+    "cross-origin-opener-policy": "same-origin",
+    "permissions-policy": "camera=()",
+    "referrer-policy": "same-origin",
+    "x-content-type-options": "nosniff",
+    "x-frame-options": "DENY",
+}
+
+
+def site(written: str, *private: str, **changed: str) -> test_caddy.Site:
+    """Describe a site whose Caddyfile says what is written, and whose answers carry HEADERS, changed in places."""
+    told = "".join(f"{name}: {value}\r\n" for name, value in {**HEADERS, **changed}.items())
+    answers = {test_caddy.CADDYFILE: written, "dump-header": f"HTTP/2 404\r\n{told}\r\n", "write-out": "404"}
+    return test_caddy.Site(Answers(answers), "app.test", "/api", [*private], "")
+
+
+def test_headers_of_the_inventory() -> None:
+    """Weaker headers hold the promises where the inventory asks for them, and only these do."""
+    test_caddy.test_https_is_remembered(site(CADDYFILE))
+    test_caddy.test_security_headers(site(CADDYFILE))
+    for value in ("max-age=200", "max-age=31536000"):
+        with pytest.raises(AssertionError):
+            test_caddy.test_https_is_remembered(site(CADDYFILE, **{"strict-transport-security": value}))
+    for value in ("default-src 'self' 'unsafe-inline' *", ""):
+        with pytest.raises(AssertionError):
+            test_caddy.test_security_headers(site(CADDYFILE, **{"content-security-policy": value}))
+
+
+@pytest.mark.parametrize("lifetime", ["", 'Strict-Transport-Security "max-age=0"'])
+def test_headers_of_nobody(lifetime: str) -> None:
+    """Where nothing is asked for, or that HTTPS be forgotten, no answer holds the promises."""
+    with pytest.raises(AssertionError):
+        test_caddy.test_https_is_remembered(site(lifetime, **{"strict-transport-security": "max-age=0"}))
+    with pytest.raises(AssertionError):
+        test_caddy.test_security_headers(site(lifetime, **{"content-security-policy": ""}))
+
+
+def test_private_paths_of_the_inventory() -> None:
+    """An inventory may call no path private; a running server that differs from it breaks the promise."""
+    asked = "\t@private path /metrics /healthz\n"
+    test_caddy.test_private_paths(site(CADDYFILE))
+    test_caddy.test_private_paths(site(asked, "/healthz", "/metrics"))
+    for written, private in ((asked, ()), (asked, ("/metrics",)), (CADDYFILE, ("/metrics",))):
+        with pytest.raises(AssertionError):
+            test_caddy.test_private_paths(site(written, *private))
