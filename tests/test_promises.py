@@ -99,6 +99,28 @@ def test_application_that_does_not_run() -> None:
         test_hardening.test_container_profile(Answers({f"docker ps .*{PROJECT}=app-blue$": "", **answers}))
 
 
+def kernel(*families: str, redirects: int = 0) -> Answers:
+    """Describe a host whose kernel speaks some families, with the settings of three interfaces."""
+    names = ("all", "default", "eth0")
+    asked = [(family, name) for family in ("ipv4", "ipv6") for name in ("accept_redirects", "secure_redirects", "send_redirects")]
+    settings = {
+        rf"{family}\[\.\]conf.*{name}": "\n".join(f"net.{family}.conf.{each}.{name} = {redirects}" for each in names if family in families)
+        for family, name in asked
+    }
+    return Answers({**settings, **{f"/proc/sys/net/{family}/conf": "" for family in families}})
+
+
+def test_kernel_without_ipv6() -> None:
+    """A kernel that has no IPv6 redirects nothing by it; one that has is asked, and IPv4 is asked in any case."""
+    test_hardening.test_redirects(kernel("ipv4"))
+    test_hardening.test_redirects(kernel("ipv4", "ipv6"))
+    for wrong in (kernel("ipv6"), kernel("ipv4", redirects=1)):
+        with pytest.raises(AssertionError):
+            test_hardening.test_redirects(wrong)
+    with pytest.raises(AssertionError):
+        test_hardening.every_interface(kernel("ipv6", redirects=1), "ipv6.accept_redirects", 0)
+
+
 CADDYFILE = """\
 \theader {
 \t\tStrict-Transport-Security "max-age=300"
