@@ -118,6 +118,14 @@ CASES = [
     Case("wrong type yes or no", "inventory", ("base_reboot_automatically", "'perhaps'", "bool"), {"base_reboot_automatically": "perhaps"}),
     Case("wrong choice", "inventory", ("caddy_tls", "'selfsigned'", "internal"), {"caddy_tls": "selfsigned"}),
     Case("undefined reference", "inventory with facts", ("base_timezone", "no_such_variable"), {"base_timezone": "{{ no_such_variable }}"}),
+    Case(
+        "upgrades amid a backup",
+        "base",
+        ("base_uninterrupted_units is [holdfast-drill.service]", "write holdfast-backup@*.service there too"),
+        {"base_uninterrupted_units": ["holdfast-drill.service"]},
+    ),
+    Case("nothing uninterrupted", "base", ("base_uninterrupted_units is []", "holdfast-backup@*"), {"base_uninterrupted_units": []}),
+    Case("locale without UTF-8", "base", ("base_locale is 'C'", "such as C.UTF-8"), {"base_locale": "C"}),
     Case("port 0", "object_store", ("object_store_port is 0", "write a port from 1"), {"object_store_port": 0}),
     Case(
         "port too high", "caddy", ("caddy_public_https_port is 70000", "write a port from 1 to 65535"), {"caddy_public_https_port": 70000}
@@ -145,6 +153,13 @@ CASES = [
         {"app_images": {"backend": "r.test/backend:1.0", "frontend": f"r.test/frontend@{DIGEST}"}},
     ),
     Case("profile with a blank", "caddy", ("caddy_acme_profile", "'short lived'", "write one name"), {"caddy_acme_profile": "short lived"}),
+    Case("HTTPS that nobody remembers", "caddy", ("caddy_hsts_seconds is 0", "such as 300"), {"caddy_hsts_seconds": 0}),
+    Case(
+        "policy without a word",
+        "caddy",
+        ("caddy_content_security_policy is empty", "write directives"),
+        {"caddy_content_security_policy": " "},
+    ),
     Case("domain that is no name", "caddy", ("caddy_domain", "'https://my app/'", "write a name"), {"caddy_domain": "https://my app/"}),
     Case(
         "two services on one port",
@@ -273,11 +288,32 @@ CASES = [
         {"hardening_privileged_files": {"/usr/bin/x": " ", "/usr/bin/y": None}},
     ),
     Case(
+        "containers without a profile of their own",
+        "hardening",
+        ("hardening_app_apparmor_profile is '',", "HF-MAC-02 is in force", "write holdfast-app as its profile in app.yml"),
+        {"app_apparmor_profile": ""},
+    ),
+    Case(
+        "profile that nobody brings",
+        "hardening",
+        ("hardening_app_apparmor_profile is holdfast-app", "waives HF-MAC-02", "write '' as its profile"),
+        {"app_apparmor_profile": "holdfast-app", **waives(**{"HF-MAC-02": "It does not matter here."})},
+    ),
+    Case(
         "shell that ends at once",
         "hardening",
-        ("hardening_idle_shell_seconds is 5", "write 60 or more"),
+        ("hardening_idle_shell_seconds is 5", "write 60 to 3600"),
         {"hardening_idle_shell_seconds": 5},
     ),
+    Case(
+        "shell that nobody ends",
+        "hardening",
+        ("hardening_idle_shell_seconds is 86400", "write 60 to 3600"),
+        {"hardening_idle_shell_seconds": 86400},
+    ),
+    Case("banner without a word", "hardening", ('hardening_banner is " \\n"', "write a text"), {"hardening_banner": " \n"}),
+    Case("banner that tells the system", "hardening", ("hardening_banner", "without the word Debian"), {"hardening_banner": "Debian 13"}),
+    Case("banner that asks for the system", "hardening", ("hardening_banner", "without a backslash"), {"hardening_banner": "Private \\n"}),
     Case(
         "watched path that is relative",
         "integrity",
@@ -426,9 +462,16 @@ GOOD = Case(
     (),
     {
         **admins(keys=[KEY, SECURITY_KEY, f"{LONG_KEY} somebody"]),
+        "base_locale": "ca_ES.UTF-8@valencia",
+        "caddy_content_security_policy": "default-src 'self' 'unsafe-inline'",
+        "caddy_hsts_seconds": 300,
+        "caddy_private_paths": [],
         "firewall_extra_rules": LEGAL_RULES,
-        "hardening_waivers": {"HF-NET-04": "It doesn't matter here: é, # and 'quotes'."},
         "hardening_privileged_files": {"/usr/bin/mtr-packet": "Admins look for lost packets."},
+        "hardening_waivers": {
+            "HF-MAC-02": "The inventory takes the profile away with it.",
+            "HF-NET-04": "It doesn't matter here: é, # and 'quotes'.",
+        },
         "integrity_left_out": {"/etc/*.cache": "It changes so very often.", "/usr/*/__pycache__/*": "Python writes it when it likes."},
     },
 )

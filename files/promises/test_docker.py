@@ -10,6 +10,9 @@ from typing import Any
 import pytest
 from testinfra.host import Host
 
+# The compose projects that the role app makes, one a colour.
+PROJECTS = ("app-blue", "app-green")
+
 
 @pytest.fixture(scope="module")
 def daemon(host: Host) -> dict[str, Any]:
@@ -100,17 +103,20 @@ def test_files_belong_to_root(host: Host) -> None:
         assert not path.endswith(".crt") or mode == "444", line
 
 
-def test_addresses(host: Host, written: dict[str, Any]) -> None:
-    """The bridge docker0 and every network of containers have the addresses that the inventory gives them."""
+def test_addresses(host: Host, daemon: dict[str, Any], written: dict[str, Any]) -> None:
+    """The bridge docker0, the application's networks and the ranges that Docker cuts networks from are those of the inventory."""
     bridge = ipaddress.IPv4Interface(written["bip"])
     pools = [ipaddress.IPv4Network(pool["base"]) for pool in written["default-address-pools"]]
     assert f"inet {bridge} " in host.check_output("ip -4 -oneline address show dev docker0")
-    networks = host.check_output("timeout 20 docker network ls --quiet --filter driver=bridge").split()
-    for network in json.loads(host.check_output(f"timeout 20 docker network inspect {' '.join(networks)}")):
-        for config in network["IPAM"]["Config"]:
-            subnet = ipaddress.IPv4Network(config["Subnet"])
-            known = subnet == bridge.network or any(subnet.subnet_of(pool) for pool in pools)
-            assert known, f"{network['Name']} has {subnet}"
+    running = [(pool["Base"], pool["Size"]) for pool in daemon["DefaultAddressPools"]]
+    assert running == [(pool["base"], pool["size"]) for pool in written["default-address-pools"]]
+    # Docker doesn't tell whether it chose a network's addresses or was given them. For the application's networks it always chooses.
+    for project in PROJECTS:
+        for name in host.check_output(f"timeout 20 docker network ls --quiet --filter label=com.docker.compose.project={project}").split():
+            network = json.loads(host.check_output(f"timeout 20 docker network inspect {name}"))[0]
+            for subnet in (ipaddress.ip_network(config["Subnet"]) for config in network["IPAM"]["Config"]):
+                known = not isinstance(subnet, ipaddress.IPv4Network) or any(subnet.subnet_of(pool) for pool in pools)
+                assert known, f"{network['Name']} has {subnet}"
 
 
 @pytest.mark.control("HF-DOCKER-02")

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from testinfra.host import Host
 
 from tools.playbook import play_on
+from tools.shell import ROOT, VENV_BIN, run
 
 SITE = "https://localhost"
 TRUST = "--cacert /var/lib/caddy/.local/share/caddy/pki/authorities/local/root.crt"
 CURL = f"timeout 40 curl --silent --max-time 30 {TRUST}"
 HEADERS = f"{CURL} --dump-header - --output /dev/null"
+CADDYFILE = "/etc/caddy/Caddyfile"
+HALF_A_YEAR_SECONDS = 180 * 24 * 3600
 CODE = f"{CURL} --output /dev/null --write-out '%{{http_code}}'"
 
 
@@ -185,6 +190,55 @@ def test_bad_caddyfile_never_lands(host: Host) -> None:
     assert "failed to validate" in done.stdout
     assert host.check_output("sha256sum /etc/caddy/Caddyfile") == before
     assert host.check_output(f"{CODE} {SITE}/") == "200"
+
+
+def test_defaults(host: Host) -> None:
+    """Unless the inventory says otherwise, HTTPS is remembered for half a year, pages run nothing foreign, and figures are private."""
+    headers = _headers(host, f"{SITE}/")
+    assert int(headers["strict-transport-security"].removeprefix("max-age=")) >= HALF_A_YEAR_SECONDS
+    assert "default-src 'none'" in headers["content-security-policy"]
+    assert "unsafe" not in headers["content-security-policy"]
+    for path in ("/metrics", "/healthz", "/readyz"):
+        assert host.check_output(f"{CODE} {SITE}{path}") == "404", path
+
+
+@pytest.fixture
+def lenient(host: Host) -> Iterator[None]:
+    """Let the role serve somebody else's frontend for the first time, and go back afterwards."""
+    inputs: dict[str, Any] = {"caddy_domain": "localhost", "caddy_tls": "internal"}
+    policy = "default-src 'self'; style-src 'self' 'unsafe-inline'"
+    done = _play(
+        host, "converge.yml", caddy_hsts_seconds=300, caddy_content_security_policy=policy, caddy_private_paths=[], **inputs
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-3000:]
+    yield
+    done = _play(host, "converge.yml", **inputs)
+    assert done.returncode == 0, done.stdout[-3000:]
+
+
+def _broken(host: Host) -> set[str]:
+    """Return which of the promises do not hold that depend on the inventory."""
+    promises = ROOT / "files" / "promises" / "test_caddy.py"
+    names = ("test_https_is_remembered", "test_security_headers", "test_private_paths")
+    words: list[str | Path] = [VENV_BIN / "pytest", "--quiet", f"--hosts=docker://{host.backend.name}"]
+    done = run([*words, *(f"{promises}::{name}" for name in names)], check=False, timeout_seconds=120)
+    broken = {name for name in names if re.search(rf"^FAILED .*::{name}\b", done.stdout, re.MULTILINE)}
+    assert done.returncode == bool(broken), done.stdout
+    return broken
+
+
+def test_inventory_decides(host: Host, lenient: None) -> None:
+    """The promises hold with weaker values of the inventory's, and are broken by a server that does not serve these."""
+    assert _broken(host) == set()
+    # What is written and not in force: the running server still has the weaker values.
+    host.check_output(f"cp {CADDYFILE} /tmp/Caddyfile")
+    try:
+        host.check_output(
+            f"sed --in-place 's/max-age=300/max-age=600/; s/ .unsafe-inline.//; s|@backend path|@private path /metrics\\n&|' {CADDYFILE}"
+        )
+        assert _broken(host) == {"test_https_is_remembered", "test_security_headers", "test_private_paths"}
+    finally:
+        host.check_output(f"mv /tmp/Caddyfile {CADDYFILE}")
 
 
 @pytest.fixture

@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from testinfra.host import Host
+
+from tools.shell import ROOT, VENV_BIN, run
 
 IMAGE = "molecule/busybox"
 PATIENCE_SECONDS = 30
@@ -91,6 +94,34 @@ def test_compose_network_is_from_pool(host: Host, image: str) -> None:
         assert int(subnet.split(".")[2]) >= 128
     finally:
         host.check_output("cd /tmp/project && timeout 60 docker compose down")
+
+
+@pytest.fixture
+def networks(host: Host) -> Iterator[list[str]]:
+    """Make networks with addresses that Docker did not choose, as another application's compose project asks for them."""
+    made = {"molecule-own": "--subnet 10.99.7.0/24", "molecule-six": "--ipv6 --subnet fd00:5eed::/64"}
+    for name, addresses in made.items():
+        host.check_output(f"timeout 20 docker network create --label com.docker.compose.project=other {addresses} {name}")
+    yield [*made]
+    host.check_output(f"timeout 20 docker network rm {' '.join(made)}")
+
+
+def _addresses_hold(host: Host) -> bool:
+    """Say whether the promise about addresses holds."""
+    promise = ROOT / "files" / "promises" / "test_docker.py"
+    words: list[str | Path] = [VENV_BIN / "pytest", "--quiet", f"--hosts=docker://{host.backend.name}", f"{promise}::test_addresses"]
+    return run(words, check=False, timeout_seconds=120).returncode == 0
+
+
+def test_addresses_of_others_are_theirs(host: Host, networks: list[str]) -> None:
+    """The promise about addresses leaves other applications' networks alone, and is broken by one of the application's outside the pool."""
+    assert len(networks) == 2
+    assert _addresses_hold(host)
+    host.check_output("timeout 20 docker network create --label com.docker.compose.project=app-blue --subnet 10.99.8.0/24 molecule-blue")
+    try:
+        assert not _addresses_hold(host)
+    finally:
+        host.check_output("timeout 20 docker network rm molecule-blue")
 
 
 def test_member_of_docker_group_was_removed(host: Host) -> None:
