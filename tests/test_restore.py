@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import errno
 import json
+import shutil
 import subprocess
 import time
 from collections.abc import Collection
@@ -703,14 +704,58 @@ def test_what_does_not_fit_is_fetched(host: Host, monkeypatch: pytest.MonkeyPatc
 def test_disk_that_a_restore_needs(host: Host) -> None:
     """What is kept is copied once, so a restore that goes on over the copy needs only what the backup has more."""
     kept = host.data.with_name("kept")
-    whole = restore._needed(0, "", new_host=False)
-    assert whole == restore._bytes(host.data) > 0 and restore._needed(whole + 7, "", new_host=False) == whole + 7
-    assert restore._needed(whole + 7, str(kept), new_host=False) == whole + 7
+    whole = restore._needed(0, "", copies=True)
+    assert whole == restore._bytes(host.data) > 0 and restore._needed(whole + 7, "", copies=True) == whole + 7
+    assert restore._needed(whole + 7, str(kept), copies=True) == whole + 7
     host.data.rename(kept)
-    assert restore._needed(0, str(kept), new_host=False) == whole
+    assert restore._needed(0, str(kept), copies=True) == whole
     host.data.mkdir()
     host.hold("half restored")
-    assert restore._needed(restore._bytes(host.data) + 7, str(kept), new_host=False) == 7
+    assert restore._needed(restore._bytes(host.data) + 7, str(kept), copies=True) == 7
+
+
+@pytest.mark.parametrize("left", ["nothing", "an empty folder", "the name of one that is gone"])
+def test_data_directory_that_is_gone(host: Host, monkeypatch: pytest.MonkeyPatch, left: str) -> None:
+    """Where the data directory is gone nothing is kept, and a restore brings it back, also after one that failed; there is no undo."""
+
+    def unsound(_: restore.State) -> Proof:
+        raise Failure("What was restored is not sound.")
+
+    shutil.rmtree(host.data)
+    host.answers = False
+    if left == "an empty folder":
+        host.data.mkdir()
+    if left == "the name of one that is gone":
+        restore.State("latest", "keep the data directory", ["app@blue.service"], str(host.data.with_name("main.replaced-gone"))).write()
+    with monkeypatch.context() as changed:
+        changed.setattr(restore, "_roll_forward", unsound)
+        with pytest.raises(Failure, match=r"there was no data directory to keep: `holdfast restore run` again, [^,]+\.$"):
+            restore.run("latest", spare_mb=0)
+    assert "--delta" not in host.asked
+    # What is half restored is no past of anybody's: it is not kept, and needs no room of its own.
+    with pytest.raises(Failure, match=r"nothing to put back, .*: restore to another moment instead"):
+        restore.undo()
+    found = restore.plan("latest", spare_mb=0)
+    assert found.needed == max((1 << 20) - restore._bytes(host.data), 0) and "goes on from there" in "\n".join(found.lines())
+    restore.run("latest", spare_mb=0)
+    assert host.rows() == "restored" and host.answers and "--delta" in host.asked and restore._kept() == []
+    with pytest.raises(Failure, match="nothing to put back"):
+        restore.undo()
+    assert host.rows() == "restored"
+    host.hold("written since")
+    restore.run("latest", spare_mb=0)
+    restore.undo()
+    assert host.rows() == "written since"
+
+
+def test_undo_where_nothing_is_left(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who took both directories away is told to restore, and nothing is stopped."""
+    restore.run("latest", spare_mb=0)
+    for each in (host.data, *restore._kept()):
+        shutil.rmtree(each)
+    with pytest.raises(Failure, match=r"nothing to put back, .*`holdfast restore run latest` brings the database back"):
+        restore.undo()
+    assert host.answers and "is done" in restore._status()
 
 
 @pytest.mark.parametrize("server", ["restored", "half restored"])

@@ -66,6 +66,7 @@ class State:
         step: what is being done.
         stopped: units that ran before.
         kept: folder of the data directory that is replaced; empty before it is.
+        missing: whether there was no data directory to keep, or an empty one.
         complete: whether the data directory is the restored one; who started the server on it may have written to it since.
         finished: whether all of it was done.
         new_host: whether the server was a new host's.
@@ -75,6 +76,7 @@ class State:
     step: str = "begin"
     stopped: list[str] = field(default_factory=list)
     kept: str = ""
+    missing: bool = False
     complete: bool = False
     finished: bool = False
     new_host: bool = False
@@ -143,7 +145,7 @@ class Plan:
     def _before(self) -> list[str]:
         if self.unfinished is None:
             return []
-        onward = "goes on from there" if self.unfinished.kept else "begins anew, and keeps what is here now"
+        onward = "goes on from there" if self.unfinished.kept or self.unfinished.missing else "begins anew, and keeps what is here now"
         return [f"A restore to {self.unfinished.target} ended halfway at '{self.unfinished.step}': this one {onward}."]
 
     def _lost(self) -> str:
@@ -303,7 +305,7 @@ def plan(text: str, *, new_host: bool = False, spare_mb: int = SPARE_MB) -> Plan
     data, running = postgres.DATA, _answers()
     if unfinished and (unfinished.complete or running) and (data / "PG_VERSION").exists():
         # Somebody may have worked on what that one restored: it is kept like any data.
-        unfinished = replace(unfinished, kept="")
+        unfinished = replace(unfinished, kept="", missing=False)
     if not new_host:
         _refuse_other_cluster(archives)
     elif not (unfinished and unfinished.new_host):
@@ -318,7 +320,8 @@ def plan(text: str, *, new_host: bool = False, spare_mb: int = SPARE_MB) -> Plan
         raise Failure(
             f"The server has tablespaces outside of {data}, which a restore would not keep: move their tables back, and drop them."
         )
-    needed = _needed(choice.backup.size, "" if unfinished is None else unfinished.kept, new_host=new_host) + spare_mb * MB
+    kept, copies = (unfinished.kept, not unfinished.missing) if unfinished else ("", True)
+    needed = _needed(choice.backup.size, kept, copies=copies and not new_host) + spare_mb * MB
     # What an unfinished copy took goes first.
     free = shutil.disk_usage(data.parent).free + _bytes(_copy_folder())
     if needed > free:
@@ -332,10 +335,10 @@ def plan(text: str, *, new_host: bool = False, spare_mb: int = SPARE_MB) -> Plan
     return Plan(choice, _running_units(), running, lock.held(backup.LOCK), needed, free, unfinished, awaited)
 
 
-def _needed(size: int, kept: str, *, new_host: bool) -> int:
+def _needed(size: int, kept: str, *, copies: bool) -> int:
     """Return the bytes that a backup needs on the disk, and what is copied for it to be compared with."""
     copied = Path(kept) if kept and Path(kept).is_dir() else postgres.DATA
-    if new_host or (copied != postgres.DATA and (postgres.DATA / "PG_VERSION").exists()):
+    if not copies or (copied != postgres.DATA and (postgres.DATA / "PG_VERSION").exists()):
         return max(size - _bytes(postgres.DATA), 0)
     return max(size, _bytes(copied))
 
@@ -411,6 +414,12 @@ def _fresh_name() -> Path:
 def _set_aside(state: State) -> None:
     """Keep the data directory under another name, and leave a copy that pgBackRest compares with."""
     kept = Path(state.kept) if state.kept else _fresh_name()
+    if not kept.is_dir() and (state.missing or not _any_data()):
+        state.kept, state.missing = "", True
+        state.write("begin without a data directory, as there is none to keep")
+        if not (postgres.DATA / "PG_VERSION").exists():
+            _empty()
+        return
     state.kept = str(kept)
     state.write(f"keep the data directory as {kept}")
     if not kept.exists():
@@ -429,6 +438,10 @@ def _set_aside(state: State) -> None:
             # After a power cut no server may start at boot on half a copy, nor on a whole one; pgBackRest writes this file last.
             (copy / "global" / "pg_control").unlink(missing_ok=True)
             copy.rename(postgres.DATA)
+
+
+def _any_data() -> bool:
+    return postgres.DATA.is_dir() and any(postgres.DATA.iterdir())
 
 
 def _empty() -> None:
@@ -476,12 +489,15 @@ def _forget_target(server: Server) -> None:
 
 
 def _ways_out(state: State) -> str:
-    return (
-        f"The application is down and the data directory of before lies in {state.kept}: "
-        "`holdfast restore run` again, with this or another target, or `holdfast restore undo` puts it back."
-        if state.kept
-        else "Nothing is replaced: run this again, or `holdfast restore undo` starts everything as it was."
-    )
+    again = "`holdfast restore run` again, with this or another target"
+    if state.missing:
+        return f"The application is down and there was no data directory to keep: {again}."
+    if state.kept and Path(state.kept).is_dir():
+        return (
+            f"The application is down and the data directory of before lies in {state.kept}: {again}, or `holdfast restore undo` puts it "
+            "back."
+        )
+    return "Nothing is replaced: run this again, or `holdfast restore undo` starts everything as it was."
 
 
 @contextmanager
@@ -512,7 +528,7 @@ def run(text: str, *, new_host: bool = False, spare_mb: int = SPARE_MB) -> proof
     with _alone():
         chosen = plan(text, new_host=new_host, spare_mb=spare_mb)
         before = chosen.unfinished or State(text)
-        state = State(text, stopped=before.stopped, kept=before.kept, new_host=new_host)
+        state = State(text, stopped=before.stopped, kept=before.kept, missing=before.missing, new_host=new_host)
         with _told(state), _no_backup():
             # What an empty server writes is no part of this past.
             _stop_all(state, None if new_host else chosen)
@@ -550,6 +566,22 @@ def _no_backup() -> Iterator[None]:
         yield
 
 
+def _refuse_undo(state: State) -> None:
+    """Refuse to take a restore back of which no data directory is kept; one that replaced nothing yet is taken back by starting all.
+
+    Raises:
+        Failure: there is nothing to put back.
+    """
+    if state.missing:
+        raise Failure("There is nothing to put back, as there was no data directory to keep: restore to another moment instead.")
+    if not _any_data():
+        raise Failure(f"There is nothing to put back, and {postgres.DATA} is gone: `holdfast restore run latest` brings the database back.")
+    if state.finished and state.kept:
+        raise Failure(f"{state.kept} is there no more: restore to an earlier moment instead.")
+    if state.finished:
+        raise Failure("The last restore kept no data directory, as it was a new host's.")
+
+
 def undo() -> str:
     """Put the data directory back that the last restore replaced.
 
@@ -563,10 +595,8 @@ def undo() -> str:
         if state is None:
             raise Failure("There was no restore here, so there is nothing to take back.")
         kept = Path(state.kept) if state.kept else None
-        if kept and not kept.is_dir() and state.finished:
-            raise Failure(f"{kept} is there no more: restore to an earlier moment instead.")
-        if kept is None and state.finished:
-            raise Failure("The last restore kept no data directory, as it was a new host's.")
+        if not (kept and kept.is_dir()):
+            _refuse_undo(state)
         if state.finished:
             # What that restore had stopped it has started again, and somebody may have stopped it since.
             state.stopped.clear()

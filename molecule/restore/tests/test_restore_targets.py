@@ -156,6 +156,19 @@ def test_cut_short(host: Host) -> None:
     assert "MB are free again" in _restore(host, "clean") and _kept(host) == []
 
 
+def test_data_directory_is_gone(host: Host) -> None:
+    """Where somebody removed the data directory a restore to `latest` brings it back, and nothing is left to take back."""
+    _write(host, "archived")
+    past.archived(host)
+    before, kept = _notes(host), _kept(host)
+    # The server runs, and writes meanwhile.
+    host.check_output(f"timeout 30 sh -c 'until rm -rf {DATA}; do sleep 0.2; done'")
+    _restore(host, "run", "latest", "--confirm", DATABASE)
+    assert _notes(host) == before and _kept(host) == kept
+    assert host.check_output(f"systemctl is-active {UNITS}").split() == ["active", "active"]
+    assert "nothing to put back" in _refused(host, "undo")
+
+
 def test_wal_that_cant_be_read_is_not_the_end(host: Host) -> None:
     """Where a segment is there and does not open, a restore or an extract to `latest` stops instead of losing the rest."""
     unread = "A repository can't be read, so nobody knows where the archive ends"
