@@ -8,9 +8,9 @@ import json
 import shutil
 import subprocess
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from holdfast import backup as backups
-from holdfast import drill, extract, fingerprint, metrics, postgres, recovery, restore, scratch, server
+from holdfast import drill, extract, fingerprint, lock, metrics, postgres, recovery, restore, scratch, server
 from holdfast.drill import Report
 from holdfast.failure import Failure
 from holdfast.fingerprint import Fingerprint
@@ -839,6 +839,33 @@ def test_restore_says_what_it_waits_for(
             assert host.rows() == "first" and called == [("stop", "holdfast-backup@verify.service")]
         waits.result(60)
     assert host.rows() == "restored" and "is done" in restore._status()
+
+
+@pytest.mark.parametrize("expired", [False, True], ids=["there", "expired"])
+def test_restore_is_planned_with_what_is_there_after_the_wait(
+    host: Host,
+    monkeypatch: pytest.MonkeyPatch,
+    expired: bool,  # noqa: FBT001  # a case of a table
+) -> None:
+    """What changes while a backup is waited for is seen before anything stops: a newer backup is taken, and a past that is gone refused."""
+    fresh = Choice(Target("latest"), backup("made meanwhile", NOW, 1, 20), 1, ["shop"])
+
+    def find(target: Target, found: list[Archive]) -> Choice:
+        if expired:
+            raise Failure("The target can't be reached.")
+        return fresh
+
+    @contextmanager
+    def wait() -> Iterator[None]:
+        assert (restore.FOLDER.stat().st_mode & 0o777) == 0o755 and lock.held(restore.FOLDER), "a backup can't see that a restore waits"
+        monkeypatch.setattr(recovery, "find", find)
+        yield
+
+    monkeypatch.setattr(restore, "_no_backup", wait)
+    with pytest.raises(Failure, match=r"can't be reached\. Nothing was stopped or replaced\.") if expired else nullcontext():
+        restore.run("latest", spare_mb=0)
+    assert host.rows() == ("first" if expired else "restored") and host.answers
+    assert "--set=made meanwhile" in host.asked or (expired and restore.State.read() is None)
 
 
 def test_undo_starts_only_what_ran(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,7 +31,7 @@ UNIT = "postgresql@17-main.service"
 POOLER = "pgbouncer.service"
 VERIFY = "holdfast-backup@verify.service"
 CONFIG = Path("/etc/postgresql/17/main/postgresql.conf")
-FOLDER = Path("/var/lib/holdfast-restore")
+FOLDER = backup.RESTORE
 STATE = FOLDER / "state.json"
 PRIVATE = Path("/run/holdfast-restore")
 KEPT = ".replaced-"
@@ -96,7 +96,7 @@ class State:
         self.step = step or self.step
         if step:
             log.info("%s", step)
-        FOLDER.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _make_folder()
         durable.write(STATE, json.dumps(asdict(self)).encode())
 
 
@@ -162,6 +162,12 @@ class Plan:
         minutes, seconds = divmod(int(time.time() - since), 60)
         hours, minutes = divmod(minutes, 60)
         return f"everything that was written in the last {hours} h {minutes} min {seconds} s, in every database of the server."
+
+
+def _make_folder() -> None:
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    # A backup asks as the system user postgres whether it is locked.
+    FOLDER.chmod(0o755)
 
 
 def _systemctl(*words: str) -> subprocess.CompletedProcess[str]:
@@ -356,7 +362,7 @@ def _kept() -> list[Path]:
 @contextmanager
 def _alone() -> Iterator[None]:
     """Refuse to run beside another restore."""
-    FOLDER.mkdir(mode=0o700, parents=True, exist_ok=True)
+    _make_folder()
     with lock.alone(FOLDER, "Another restore is running: `holdfast restore status` says where it is."):
         yield
 
@@ -525,11 +531,12 @@ def run(text: str, *, new_host: bool = False, spare_mb: int = SPARE_MB) -> proof
     Raises:
         Failure: it says in which state everything is, and the ways out.
     """
-    with _alone():
-        chosen = plan(text, new_host=new_host, spare_mb=spare_mb)
+    with _alone(), _no_backup():
+        # What was planned before may be gone: a backup that was waited for has taken room, and may have let old ones go.
+        chosen = _plan_again(text, new_host=new_host, spare_mb=spare_mb)
         before = chosen.unfinished or State(text)
         state = State(text, stopped=before.stopped, kept=before.kept, missing=before.missing, new_host=new_host)
-        with _told(state), _no_backup():
+        with _told(state):
             # What an empty server writes is no part of this past.
             _stop_all(state, None if new_host else chosen)
             if new_host:
@@ -552,6 +559,13 @@ def run(text: str, *, new_host: bool = False, spare_mb: int = SPARE_MB) -> proof
         except Failure as failure:
             raise Failure(f"The database is back and everything runs, but it has no new backup yet. {failure}") from failure
     return found
+
+
+def _plan_again(text: str, *, new_host: bool, spare_mb: int) -> Plan:
+    try:
+        return plan(text, new_host=new_host, spare_mb=spare_mb)
+    except Failure as failure:
+        raise Failure(f"{failure} Nothing was stopped or replaced.") from failure
 
 
 @contextmanager
@@ -673,7 +687,7 @@ def point(name: str) -> str:
     postgres.psql(f"SELECT pg_create_restore_point('{name}')")
     now = time.time()
     recovery.flush()
-    FOLDER.mkdir(mode=0o700, parents=True, exist_ok=True)
+    _make_folder()
     fresh = recovery.POINTS.with_suffix(".new")
     fresh.write_text(json.dumps({**known, name: now}), encoding="utf-8")
     fresh.replace(recovery.POINTS)

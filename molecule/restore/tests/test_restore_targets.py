@@ -169,6 +169,13 @@ def test_data_directory_is_gone(host: Host) -> None:
     assert "nothing to put back" in _refused(host, "undo")
 
 
+def test_nothing_expires_while_a_restore_waits(host: Host) -> None:
+    """A backup's unit sees, as the system user postgres, that a restore holds its lock, and lets no older backup go."""
+    host.check_output("timeout 300 flock /var/lib/holdfast-restore systemctl start holdfast-backup@incr.service")
+    said = host.check_output("journalctl --unit holdfast-backup@incr.service --since=-60s --output=cat")
+    assert "a restore waits, and may need what is old" in said
+
+
 def test_wal_that_cant_be_read_is_not_the_end(host: Host) -> None:
     """Where a segment is there and does not open, a restore or an extract to `latest` stops instead of losing the rest."""
     unread = "A repository can't be read, so nobody knows where the archive ends"
