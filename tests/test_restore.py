@@ -891,6 +891,40 @@ def test_undo_starts_only_what_ran(host: Host, monkeypatch: pytest.MonkeyPatch) 
     assert started[-2:] == [restore.UNIT, "app@blue.service"]
 
 
+def _histories(data: Path) -> dict[str, str]:
+    return {str(each.relative_to(data / "pg_wal")): each.read_text() for each in (data / "pg_wal").rglob("*.history*")}
+
+
+@pytest.mark.parametrize("failed", [False, True], ids=["once", "after one that failed"])
+def test_timeline_is_given_out_once(host: Host, monkeypatch: pytest.MonkeyPatch, failed: bool) -> None:  # noqa: FBT001  # a case of a table
+    """What a restore takes back knows every timeline that was begun since, without asking the archive, and archives what is not there."""
+    begun = iter(range(2, 9))
+
+    def begin(_: restore.State) -> Proof:
+        """Begin a timeline as the server does; pgBackRest has emptied the folder before."""
+        shutil.rmtree(host.data / "pg_wal", ignore_errors=True)
+        (host.data / "pg_wal" / "archive_status").mkdir(parents=True)
+        number = next(begun)
+        (host.data / "pg_wal" / f"{number:08X}.history").write_text(f"as of {number}")
+        (host.data / "pg_wal" / "archive_status" / f"{number:08X}.history.{'done' if number == 2 else 'ready'}").touch()
+        if failed and number == 2:
+            raise Failure("What was restored is not sound.")
+        return Proof()
+
+    (host.data / "pg_wal" / "archive_status").mkdir(parents=True)
+    (host.data / "pg_wal" / "00000001.history").write_text("its own")
+    monkeypatch.setattr(restore, "_roll_forward", begin)
+    if failed:
+        with pytest.raises(Failure, match="not sound"):
+            restore.run("latest", spare_mb=0)
+    restore.run("latest", spare_mb=0)
+    restore.undo()
+    assert host.rows() == "first"
+    known = {"00000001.history": "its own", "00000002.history": "as of 2", "archive_status/00000002.history.done": ""}
+    second = {"00000003.history": "as of 3", "archive_status/00000003.history.ready": ""}
+    assert _histories(host.data) == known | (second if failed else {})
+
+
 def test_undo_that_ends_halfway_keeps_what_is_live(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     """A restore after an undo that was cut short before it moved anything keeps what was live until then."""
     restore.run("latest", spare_mb=0)

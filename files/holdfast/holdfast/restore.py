@@ -428,7 +428,9 @@ def _set_aside(state: State) -> None:
         return
     state.kept = str(kept)
     state.write(f"keep the data directory as {kept}")
-    if not kept.exists():
+    if kept.exists():
+        _hand_on_timelines(postgres.DATA, kept)
+    else:
         postgres.DATA.rename(kept)
     copy = _copy_folder()
     shutil.rmtree(copy, ignore_errors=True)
@@ -444,6 +446,22 @@ def _set_aside(state: State) -> None:
             # After a power cut no server may start at boot on half a copy, nor on a whole one; pgBackRest writes this file last.
             (copy / "global" / "pg_control").unlink(missing_ok=True)
             copy.rename(postgres.DATA)
+
+
+def _hand_on_timelines(source: Path, kept: Path) -> None:
+    """Have the kept data directory know the timelines that were begun since, and archive what the restored one did not.
+
+    A server takes the first number of which it finds no history, in the archive or, while that is away, in its own pg_wal. Of one that is
+    given out twice the segments have the same names, so archiving would stand still.
+    """
+    who = postgres.identity()
+    for history in sorted((source / "pg_wal").glob("*.history")):
+        for path in (history, *(source / "pg_wal" / "archive_status").glob(f"{history.name}.*")):
+            copied = kept / path.relative_to(source)
+            if not copied.exists():
+                durable.write(copied, path.read_bytes())
+            if "user" in who:
+                os.chown(copied, who["user"], who["group"])
 
 
 def _any_data() -> bool:
@@ -619,6 +637,7 @@ def undo() -> str:
             _stop_all(state)
             if kept and kept.is_dir():
                 state.write(f"put {kept} back")
+                _hand_on_timelines(postgres.DATA, kept)
                 if (postgres.DATA / "PG_VERSION").exists():
                     postgres.DATA.rename(_fresh_name())
                 else:

@@ -134,6 +134,32 @@ def test_undo_and_label(host: Host) -> None:
     assert _notes(host) == [*before, "after the undo"]
 
 
+def _timeline(host: Host) -> int:
+    return int(ask(host, "SELECT pg_walfile_name(pg_current_wal_insert_lsn())")[:8], 16)
+
+
+def test_undo_while_the_repository_is_away(host: Host) -> None:
+    """A restore is taken back though nobody answers for the archive, and on a timeline that none had before; then the archive drains."""
+    _write(host, "precious")
+    before, moment = _notes(host), _now(host)
+    _write(host, "lost")
+    _restore(host, "run", moment, "--confirm", DATABASE)
+    restored = _timeline(host)
+    past.archived(host)
+    # Its guard would have a backup made.
+    host.check_output("systemctl stop holdfast-archive.timer holdfast-archive.service")
+    mode = host.check_output(f"stat --format=%a {REPOSITORY}")
+    host.check_output(f"chmod 0 {REPOSITORY}")
+    try:
+        assert "The database is back and everything runs, but it has no new backup yet" in _restore(host, "undo", expected=1)
+    finally:
+        host.check_output(f"chmod {mode} {REPOSITORY} && systemctl start holdfast-archive.timer")
+    assert _notes(host) == [*before, "lost"] and _timeline(host) == restored + 1
+    past.archived(host)
+    _restore(host, "run", "latest", "--confirm", DATABASE)
+    assert _notes(host) == [*before, "lost"]
+
+
 def test_cut_short(host: Host) -> None:
     """A restore that fails after all was stopped says how it stands; run again or taken back, nothing is lost."""
     _write(host, "survives")
