@@ -10,9 +10,10 @@ import subprocess
 import time
 from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -836,7 +837,7 @@ def test_restore_says_what_it_waits_for(
             while "this waits until it has ended" not in caplog.text:
                 time.sleep(0.01)
             assert "waits until a backup has ended" in restore._status()
-            assert host.rows() == "first" and called == [("stop", "holdfast-backup@verify.service")]
+            assert host.rows() == "first" and called == [("stop", "holdfast-backup@verify.service", "holdfast-drill.service")]
         waits.result(60)
     assert host.rows() == "restored" and "is done" in restore._status()
 
@@ -866,6 +867,61 @@ def test_restore_is_planned_with_what_is_there_after_the_wait(
         restore.run("latest", spare_mb=0)
     assert host.rows() == ("first" if expired else "restored") and host.answers
     assert "--set=made meanwhile" in host.asked or (expired and restore.State.read() is None)
+
+
+@pytest.mark.parametrize("by_hand", [False, True], ids=["unit", "by hand"])
+def test_drill_gives_way_to_a_restore(host: Host, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, by_hand: bool) -> None:  # noqa: FBT001
+    """A drill's copy is gone before a restore looks at the disk for the last time; one that can't be ended is no room to build on."""
+    whole = restore.plan("latest", spare_mb=0).needed
+    monkeypatch.setattr(backups, "LOCK", tmp_path / "lock")
+    monkeypatch.setattr(drill, "FOLDER", tmp_path / "drill")
+    monkeypatch.setattr(drill, "SCRATCH", drill.FOLDER / "scratch")
+    monkeypatch.setattr(restore, "_no_backup", NO_BACKUP)
+    for folder in (backups.LOCK, drill.FOLDER, drill.SCRATCH):
+        folder.mkdir()
+    (drill.SCRATCH / "rows").write_bytes(b"x" * whole)
+    left = whole - restore._bytes(drill.SCRATCH)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=left if drill.SCRATCH.exists() else whole))
+    with ExitStack() as held:
+        held.enter_context(scratch.alone(drill.SCRATCH))
+
+        def systemctl(*words: str) -> None:
+            if words[0] == "stop" and restore.DRILL in words and not by_hand:
+                shutil.rmtree(drill.SCRATCH)
+                held.close()
+
+        monkeypatch.setattr(restore, "_systemctl", systemctl)
+        assert "A restore drill is held, and is ended" in "\n".join(restore.plan("latest", spare_mb=0).lines())
+        said = r"did not begin, .*: wait until it has ended, then run this again\. Nothing was stopped"
+        with pytest.raises(Failure, match=said) if by_hand else nullcontext():
+            restore.run("latest", spare_mb=0)
+    assert host.rows() == ("first" if by_hand else "restored") and host.answers
+
+
+def test_restore_is_refused_during_an_extract(host: Host, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Both would take the same room, and somebody waits for what is extracted."""
+    monkeypatch.setattr(extract, "FOLDER", tmp_path)
+    with scratch.alone(tmp_path / "scratch"):
+        for call in (restore.plan, restore.run):
+            with pytest.raises(Failure, match=r"An extract is under way, .*holdfast-extract\.service"):
+                call("latest", spare_mb=0)
+        assert host.answers and restore.State.read() is None
+    restore.run("latest", spare_mb=0)
+
+
+def test_drill_that_a_restore_ended_is_not_red(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What the last drill proved stays said where a restore ended the next one; whatever else ended it is recorded."""
+    monkeypatch.setattr(drill, "SCRATCH", tmp_path / "scratch")
+    monkeypatch.setattr(drill, "REPORT", tmp_path / "report.json")
+    monkeypatch.setattr(metrics, "FOLDER", tmp_path)
+    monkeypatch.setattr(backups, "RESTORE", tmp_path / "restore")
+    monkeypatch.setenv("SERVICE_RESULT", "signal")
+    backups.RESTORE.mkdir()
+    with lock.alone(backups.RESTORE, "Another restore is running."):
+        drill.clean()
+    assert not drill.REPORT.exists() and metrics.read("drill") == {}
+    drill.clean()
+    assert "was ended from outside (signal)" in drill._report() and metrics.read("drill")["holdfast_drill_success"] == 0
 
 
 def test_undo_starts_only_what_ran(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:

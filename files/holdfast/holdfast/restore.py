@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from holdfast import backup, durable, lock, postgres, proof, recovery
+from holdfast import backup, drill, durable, extract, lock, postgres, proof, recovery
 from holdfast.failure import Failure
 from holdfast.recovery import Archive, Choice, Target
 from holdfast.server import Server
@@ -30,6 +30,7 @@ from holdfast.server import Server
 UNIT = "postgresql@17-main.service"
 POOLER = "pgbouncer.service"
 VERIFY = "holdfast-backup@verify.service"
+DRILL = "holdfast-drill.service"
 CONFIG = Path("/etc/postgresql/17/main/postgresql.conf")
 FOLDER = backup.RESTORE
 STATE = FOLDER / "state.json"
@@ -109,6 +110,7 @@ class Plan:
         units: units that run and will be stopped.
         running: whether the server answers.
         busy: whether a backup runs, or a proof of them.
+        drilling: whether a restore drill is held, which is ended.
         needed: bytes that it needs on the disk.
         free: bytes that are free.
         unfinished: the restore that ended halfway; without what it kept where this one begins anew; nothing where there is none.
@@ -119,6 +121,7 @@ class Plan:
     units: list[str]
     running: bool
     busy: bool
+    drilling: bool
     needed: int
     free: int
     unfinished: State | None
@@ -139,6 +142,7 @@ class Plan:
             f"Stopped meanwhile: {stops}.",
             f"Disk: {self.needed // MB} MB of {self.free // MB} MB that are free. What is replaced is kept until `holdfast restore clean`.",
             *(["A backup runs, and is waited for; a proof of the backups is ended instead."] if self.busy else []),
+            *(["A restore drill is held, and is ended: the next one comes by itself."] if self.drilling else []),
             *self._before(),
         ]  # fmt: skip
 
@@ -270,6 +274,24 @@ def _refuse_tied() -> None:
             )
 
 
+def _refuse_extract() -> None:
+    """Refuse while an extract fills the same disk: somebody waits for it, so it is not ended as a drill is."""
+    if lock.held(extract.FOLDER):
+        raise Failure(
+            f"An extract is under way, whose copy in {extract.FOLDER} takes room that the restore may need: wait until it has ended, or "
+            "end it (`systemctl stop holdfast-extract.service` where a playbook began it), then run this again."
+        )
+
+
+def _refuse_drill() -> None:
+    """Refuse while a drill is held all the same."""
+    if lock.held(drill.FOLDER):
+        raise Failure(
+            f"A restore drill is held that {DRILL} did not begin, or that it can't end, and its copy in {drill.FOLDER} takes room that the "
+            "restore may need: wait until it has ended, then run this again."
+        )
+
+
 def _need(target: Target) -> str:
     return "latest would lose it" if target.kind == "latest" else f"{target} may lie in it"
 
@@ -307,6 +329,7 @@ def plan(text: str, *, new_host: bool = False, spare_mb: int = SPARE_MB) -> Plan
     state = State.read()
     unfinished = state if state and not state.finished else None
     _refuse_tied()
+    _refuse_extract()
     archives = recovery.archives()
     data, running = postgres.DATA, _answers()
     if unfinished and (unfinished.complete or running) and (data / "PG_VERSION").exists():
@@ -328,8 +351,9 @@ def plan(text: str, *, new_host: bool = False, spare_mb: int = SPARE_MB) -> Plan
         )
     kept, copies = (unfinished.kept, not unfinished.missing) if unfinished else ("", True)
     needed = _needed(choice.backup.size, kept, copies=copies and not new_host) + spare_mb * MB
-    # What an unfinished copy took goes first.
-    free = shutil.disk_usage(data.parent).free + _bytes(_copy_folder())
+    # What an unfinished copy took goes first, and so does a drill's.
+    drilling = lock.held(drill.FOLDER)
+    free = shutil.disk_usage(data.parent).free + _bytes(_copy_folder()) + (_bytes(drill.SCRATCH) if drilling else 0)
     if needed > free:
         raise Failure(
             f"The restore needs {needed // MB} MB on the disk of {data}, and {free // MB} MB are free: make room there"
@@ -338,7 +362,7 @@ def plan(text: str, *, new_host: bool = False, spare_mb: int = SPARE_MB) -> Plan
     live = running and not new_host
     awaited = _awaited(target, choice.backup.repository) if live else 0
     recovery.refuse_gap(choice, archives, recovery.unarchived() if live else (), lost=new_host)
-    return Plan(choice, _running_units(), running, lock.held(backup.LOCK), needed, free, unfinished, awaited)
+    return Plan(choice, _running_units(), running, lock.held(backup.LOCK), drilling, needed, free, unfinished, awaited)
 
 
 def _needed(size: int, kept: str, *, copies: bool) -> int:
@@ -581,6 +605,7 @@ def run(text: str, *, new_host: bool = False, spare_mb: int = SPARE_MB) -> proof
 
 def _plan_again(text: str, *, new_host: bool, spare_mb: int) -> Plan:
     try:
+        _refuse_drill()
         return plan(text, new_host=new_host, spare_mb=spare_mb)
     except Failure as failure:
         raise Failure(f"{failure} Nothing was stopped or replaced.") from failure
@@ -588,10 +613,10 @@ def _plan_again(text: str, *, new_host: bool, spare_mb: int) -> Plan:
 
 @contextmanager
 def _no_backup() -> Iterator[None]:
-    """Keep backups waiting, where there can be any."""
+    """Keep backups waiting, where there can be any, and end what only proves them."""
     if backup.LOCK.is_dir():
-        # It takes hours, only reads, and comes again.
-        _systemctl("stop", VERIFY)
+        # Each takes long, only reads, and comes again; a drill's copy takes the room that is needed here.
+        _systemctl("stop", VERIFY, DRILL)
         with backup.alone():
             yield
     else:
