@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from holdfast import backup as backups
-from holdfast import drill, extract, fingerprint, lock, metrics, postgres, recovery, restore, scratch, server
+from holdfast import drill, durable, extract, fingerprint, lock, metrics, postgres, recovery, restore, scratch, server
 from holdfast.drill import Report
 from holdfast.failure import Failure
 from holdfast.fingerprint import Fingerprint
@@ -91,6 +91,34 @@ def test_restore_point_is_known_by_its_time(monkeypatch: pytest.MonkeyPatch, tmp
     monkeypatch.setattr(recovery, "POINTS", tmp_path / "points.json")
     (tmp_path / "points.json").write_text(json.dumps({"before_migration": NOW - 5}))
     assert Target.parse("name:before_migration", NOW) == Target("name", "before_migration", NOW - 5)
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"before": null}', "\0"])
+def test_damaged_names_are_told_and_kept(host: Host, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, content: str) -> None:
+    """A file of names that can't be read is nobody's "none": it is named, with what to write instead, and never written over."""
+    monkeypatch.setattr(recovery, "POINTS", tmp_path / "points.json")
+    monkeypatch.setattr(postgres, "psql", lambda sql: pytest.fail("a point was made that nobody can find"))
+    recovery.POINTS.write_text(content)
+    for call in (restore.point, lambda name: Target.parse(f"name:{name}", NOW)):
+        with pytest.raises(Failure, match=r"points\.json can't be read .*write the time at which it was made instead; .*or remove it"):
+            call("before")
+    assert "points.json can't be read" in restore._list() and recovery.POINTS.read_text() == content
+
+
+def test_names_outlive_a_power_cut(host: Host, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A name is on the disk itself before it is told, with all those before it."""
+    written: list[bytes] = []
+
+    def write(path: Path, content: bytes) -> None:
+        written.append(content)
+        path.write_bytes(content)
+
+    monkeypatch.setattr(recovery, "POINTS", tmp_path / "points.json")
+    monkeypatch.setattr(postgres, "psql", lambda sql: "")
+    monkeypatch.setattr(durable, "write", write)
+    restore.point("first")
+    restore.point("second")
+    assert list(recovery.points()) == ["first", "second"] and len(written) == 2
 
 
 @pytest.mark.parametrize(("hours", "timeline"), [(1, 3), (51, 2), (99, 2), (101, 1)])
@@ -747,6 +775,42 @@ def test_data_directory_that_is_gone(host: Host, monkeypatch: pytest.MonkeyPatch
     restore.run("latest", spare_mb=0)
     restore.undo()
     assert host.rows() == "written since"
+
+
+@pytest.mark.parametrize(
+    ("after", "said"),
+    [
+        ("clean", "was removed, or put back, already: restore to an earlier moment instead"),
+        ("undo", "was removed, or put back, already: restore to an earlier moment instead"),
+        ("rm", "is there no more: restore to an earlier moment instead"),
+        ("new", "as it was a new host's: restore to another moment instead"),
+    ],
+)
+def test_undo_says_why_there_is_none(host: Host, after: str, said: str) -> None:
+    """Who cleaned up, took it back before or rebuilt the host is told which of it was, and nothing is stopped."""
+    restore.run("latest", spare_mb=0)
+    if after == "rm":
+        shutil.rmtree(restore._kept()[0])
+    elif after == "new":
+        restore.State("latest", "done", finished=True, new_host=True).write()
+    else:
+        {"clean": restore.clean, "undo": restore.undo}[after]()
+    with pytest.raises(Failure, match=said):
+        restore.undo()
+    assert host.answers
+
+
+def test_undo_without_a_new_backup(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who took a restore back while no backup can be made is told first that the database is back."""
+
+    def fail(_: str) -> None:
+        raise Failure("The incr backup failed.")
+
+    restore.run("latest", spare_mb=0)
+    monkeypatch.setattr(backups, "run", fail)
+    with pytest.raises(Failure, match=r"^The database is back and everything runs, but it has no new backup yet\. The incr backup failed"):
+        restore.undo()
+    assert host.rows() == "first" and "is done" in restore._status()
 
 
 def test_undo_where_nothing_is_left(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -596,11 +596,20 @@ def run(text: str, *, new_host: bool = False, spare_mb: int = SPARE_MB) -> proof
         state.finished = True
         state.write("done" if new_host else "make a backup of it")
     if not new_host:
-        try:
-            backup.run("incr")
-        except Failure as failure:
-            raise Failure(f"The database is back and everything runs, but it has no new backup yet. {failure}") from failure
+        _back_up()
     return found
+
+
+def _back_up() -> None:
+    """Make a backup of what was brought back.
+
+    Raises:
+        Failure: there is none; the database is back all the same, which is said first.
+    """
+    try:
+        backup.run("incr")
+    except Failure as failure:
+        raise Failure(f"The database is back and everything runs, but it has no new backup yet. {failure}") from failure
 
 
 def _plan_again(text: str, *, new_host: bool, spare_mb: int) -> Plan:
@@ -635,8 +644,10 @@ def _refuse_undo(state: State) -> None:
         raise Failure(f"There is nothing to put back, and {postgres.DATA} is gone: `holdfast restore run latest` brings the database back.")
     if state.finished and state.kept:
         raise Failure(f"{state.kept} is there no more: restore to an earlier moment instead.")
+    if state.new_host:
+        raise Failure("The last restore kept no data directory, as it was a new host's: restore to another moment instead.")
     if state.finished:
-        raise Failure("The last restore kept no data directory, as it was a new host's.")
+        raise Failure("What the last restore replaced was removed, or put back, already: restore to an earlier moment instead.")
 
 
 def undo() -> str:
@@ -674,7 +685,7 @@ def undo() -> str:
             _start_all(state)
         state.finished = True
         state.write("make a backup of it")
-    backup.run("incr")
+    _back_up()
     return "The database is as it was before the restore."
 
 
@@ -719,7 +730,7 @@ def point(name: str) -> str:
     """Name this moment, so that a restore can go back to it.
 
     Raises:
-        Failure: the name is none or is taken, or the server refused.
+        Failure: the name is none or is taken, those that are known can't be read, or the server refused.
     """
     known = recovery.points()
     if not recovery.POINT.match(name):
@@ -732,9 +743,7 @@ def point(name: str) -> str:
     now = time.time()
     recovery.flush()
     _make_folder()
-    fresh = recovery.POINTS.with_suffix(".new")
-    fresh.write_text(json.dumps({**known, name: now}), encoding="utf-8")
-    fresh.replace(recovery.POINTS)
+    durable.write(recovery.POINTS, json.dumps({**known, name: now}).encode())
     return f"The restore point is made: `-e restore_target=name:{name}` goes back to it."
 
 
@@ -746,7 +755,10 @@ def _list() -> str:
             f"  {each.label}  ended {datetime.fromtimestamp(each.ended, UTC):%Y-%m-%d %H:%M:%S+00}  {each.size // MB} MB"
             for each in archive.backups
         ]
-    lines += [f"Restore point {name}  {datetime.fromtimestamp(at, UTC):%Y-%m-%d %H:%M:%S+00}" for name, at in recovery.points().items()]
+    try:
+        lines += [f"Restore point {name}  {datetime.fromtimestamp(at, UTC):%Y-%m-%d %H:%M:%S+00}" for name, at in recovery.points().items()]
+    except Failure as failure:
+        lines.append(str(failure))
     return "\n".join(lines)
 
 
