@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from holdfast import __main__, archive, backup, metrics, postgres, restore
+from holdfast import __main__, archive, backup, lock, metrics, postgres, restore
 from holdfast.archive import Seen, Server
 from holdfast.backup import DAY_SECONDS, Repository, kept_fulls
 from holdfast.failure import Failure
@@ -154,6 +154,19 @@ def test_proof_finds_a_damaged_page(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "the backup new was made of pages whose checksums are wrong" in said
     made.append({**MADE, "label": "newer", "timestamp": {"stop": 6}})
     assert backup._verify(Repository(1, 1, 1)) == []
+
+
+def test_nothing_expires_while_a_restore_waits(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A backup that a restore waits for lets no older one go, which may be the one that the restore wants; the next backup does."""
+    called: list[str] = []
+    monkeypatch.setattr(postgres, "pgbackrest", lambda *words, **_: called.append(words[0]))
+    monkeypatch.setattr(postgres, "info", lambda: {"backup": [MADE]})
+    monkeypatch.setattr(backup, "RESTORE", tmp_path)
+    with lock.alone(tmp_path, "Another restore is running."):
+        backup._back_up("full", Repository(1, 1, 1))
+    assert called == ["backup"]
+    backup._back_up("full", Repository(1, 1, 1))
+    assert called == ["backup", "backup", "expire"]
 
 
 @pytest.mark.parametrize("listed", [{"backup": []}, {"backup": [{}]}])

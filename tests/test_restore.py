@@ -5,19 +5,21 @@ from __future__ import annotations
 import argparse
 import errno
 import json
+import shutil
 import subprocess
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from holdfast import backup as backups
-from holdfast import drill, extract, fingerprint, metrics, postgres, recovery, restore, scratch, server
+from holdfast import drill, durable, extract, fingerprint, lock, metrics, postgres, recovery, restore, scratch, server
 from holdfast.drill import Report
 from holdfast.failure import Failure
 from holdfast.fingerprint import Fingerprint
@@ -89,6 +91,34 @@ def test_restore_point_is_known_by_its_time(monkeypatch: pytest.MonkeyPatch, tmp
     monkeypatch.setattr(recovery, "POINTS", tmp_path / "points.json")
     (tmp_path / "points.json").write_text(json.dumps({"before_migration": NOW - 5}))
     assert Target.parse("name:before_migration", NOW) == Target("name", "before_migration", NOW - 5)
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"before": null}', "\0"])
+def test_damaged_names_are_told_and_kept(host: Host, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, content: str) -> None:
+    """A file of names that can't be read is nobody's "none": it is named, with what to write instead, and never written over."""
+    monkeypatch.setattr(recovery, "POINTS", tmp_path / "points.json")
+    monkeypatch.setattr(postgres, "psql", lambda sql: pytest.fail("a point was made that nobody can find"))
+    recovery.POINTS.write_text(content)
+    for call in (restore.point, lambda name: Target.parse(f"name:{name}", NOW)):
+        with pytest.raises(Failure, match=r"points\.json can't be read .*write the time at which it was made instead; .*or remove it"):
+            call("before")
+    assert "points.json can't be read" in restore._list() and recovery.POINTS.read_text() == content
+
+
+def test_names_outlive_a_power_cut(host: Host, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A name is on the disk itself before it is told, with all those before it."""
+    written: list[bytes] = []
+
+    def write(path: Path, content: bytes) -> None:
+        written.append(content)
+        path.write_bytes(content)
+
+    monkeypatch.setattr(recovery, "POINTS", tmp_path / "points.json")
+    monkeypatch.setattr(postgres, "psql", lambda sql: "")
+    monkeypatch.setattr(durable, "write", write)
+    restore.point("first")
+    restore.point("second")
+    assert list(recovery.points()) == ["first", "second"] and len(written) == 2
 
 
 @pytest.mark.parametrize(("hours", "timeline"), [(1, 3), (51, 2), (99, 2), (101, 1)])
@@ -703,14 +733,94 @@ def test_what_does_not_fit_is_fetched(host: Host, monkeypatch: pytest.MonkeyPatc
 def test_disk_that_a_restore_needs(host: Host) -> None:
     """What is kept is copied once, so a restore that goes on over the copy needs only what the backup has more."""
     kept = host.data.with_name("kept")
-    whole = restore._needed(0, "", new_host=False)
-    assert whole == restore._bytes(host.data) > 0 and restore._needed(whole + 7, "", new_host=False) == whole + 7
-    assert restore._needed(whole + 7, str(kept), new_host=False) == whole + 7
+    whole = restore._needed(0, "", copies=True)
+    assert whole == restore._bytes(host.data) > 0 and restore._needed(whole + 7, "", copies=True) == whole + 7
+    assert restore._needed(whole + 7, str(kept), copies=True) == whole + 7
     host.data.rename(kept)
-    assert restore._needed(0, str(kept), new_host=False) == whole
+    assert restore._needed(0, str(kept), copies=True) == whole
     host.data.mkdir()
     host.hold("half restored")
-    assert restore._needed(restore._bytes(host.data) + 7, str(kept), new_host=False) == 7
+    assert restore._needed(restore._bytes(host.data) + 7, str(kept), copies=True) == 7
+
+
+@pytest.mark.parametrize("left", ["nothing", "an empty folder", "the name of one that is gone"])
+def test_data_directory_that_is_gone(host: Host, monkeypatch: pytest.MonkeyPatch, left: str) -> None:
+    """Where the data directory is gone nothing is kept, and a restore brings it back, also after one that failed; there is no undo."""
+
+    def unsound(_: restore.State) -> Proof:
+        raise Failure("What was restored is not sound.")
+
+    shutil.rmtree(host.data)
+    host.answers = False
+    if left == "an empty folder":
+        host.data.mkdir()
+    if left == "the name of one that is gone":
+        restore.State("latest", "keep the data directory", ["app@blue.service"], str(host.data.with_name("main.replaced-gone"))).write()
+    with monkeypatch.context() as changed:
+        changed.setattr(restore, "_roll_forward", unsound)
+        with pytest.raises(Failure, match=r"there was no data directory to keep: `holdfast restore run` again, [^,]+\.$"):
+            restore.run("latest", spare_mb=0)
+    assert "--delta" not in host.asked
+    # What is half restored is no past of anybody's: it is not kept, and needs no room of its own.
+    with pytest.raises(Failure, match=r"nothing to put back, .*: restore to another moment instead"):
+        restore.undo()
+    found = restore.plan("latest", spare_mb=0)
+    assert found.needed == max((1 << 20) - restore._bytes(host.data), 0) and "goes on from there" in "\n".join(found.lines())
+    restore.run("latest", spare_mb=0)
+    assert host.rows() == "restored" and host.answers and "--delta" in host.asked and restore._kept() == []
+    with pytest.raises(Failure, match="nothing to put back"):
+        restore.undo()
+    assert host.rows() == "restored"
+    host.hold("written since")
+    restore.run("latest", spare_mb=0)
+    restore.undo()
+    assert host.rows() == "written since"
+
+
+@pytest.mark.parametrize(
+    ("after", "said"),
+    [
+        ("clean", "was removed, or put back, already: restore to an earlier moment instead"),
+        ("undo", "was removed, or put back, already: restore to an earlier moment instead"),
+        ("rm", "is there no more: restore to an earlier moment instead"),
+        ("new", "as it was a new host's: restore to another moment instead"),
+    ],
+)
+def test_undo_says_why_there_is_none(host: Host, after: str, said: str) -> None:
+    """Who cleaned up, took it back before or rebuilt the host is told which of it was, and nothing is stopped."""
+    restore.run("latest", spare_mb=0)
+    if after == "rm":
+        shutil.rmtree(restore._kept()[0])
+    elif after == "new":
+        restore.State("latest", "done", finished=True, new_host=True).write()
+    else:
+        {"clean": restore.clean, "undo": restore.undo}[after]()
+    with pytest.raises(Failure, match=said):
+        restore.undo()
+    assert host.answers
+
+
+def test_undo_without_a_new_backup(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who took a restore back while no backup can be made is told first that the database is back."""
+
+    def fail(_: str) -> None:
+        raise Failure("The incr backup failed.")
+
+    restore.run("latest", spare_mb=0)
+    monkeypatch.setattr(backups, "run", fail)
+    with pytest.raises(Failure, match=r"^The database is back and everything runs, but it has no new backup yet\. The incr backup failed"):
+        restore.undo()
+    assert host.rows() == "first" and "is done" in restore._status()
+
+
+def test_undo_where_nothing_is_left(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who took both directories away is told to restore, and nothing is stopped."""
+    restore.run("latest", spare_mb=0)
+    for each in (host.data, *restore._kept()):
+        shutil.rmtree(each)
+    with pytest.raises(Failure, match=r"nothing to put back, .*`holdfast restore run latest` brings the database back"):
+        restore.undo()
+    assert host.answers and "is done" in restore._status()
 
 
 @pytest.mark.parametrize("server", ["restored", "half restored"])
@@ -791,9 +901,91 @@ def test_restore_says_what_it_waits_for(
             while "this waits until it has ended" not in caplog.text:
                 time.sleep(0.01)
             assert "waits until a backup has ended" in restore._status()
-            assert host.rows() == "first" and called == [("stop", "holdfast-backup@verify.service")]
+            assert host.rows() == "first" and called == [("stop", "holdfast-backup@verify.service", "holdfast-drill.service")]
         waits.result(60)
     assert host.rows() == "restored" and "is done" in restore._status()
+
+
+@pytest.mark.parametrize("expired", [False, True], ids=["there", "expired"])
+def test_restore_is_planned_with_what_is_there_after_the_wait(
+    host: Host,
+    monkeypatch: pytest.MonkeyPatch,
+    expired: bool,  # noqa: FBT001  # a case of a table
+) -> None:
+    """What changes while a backup is waited for is seen before anything stops: a newer backup is taken, and a past that is gone refused."""
+    fresh = Choice(Target("latest"), backup("made meanwhile", NOW, 1, 20), 1, ["shop"])
+
+    def find(target: Target, found: list[Archive]) -> Choice:
+        if expired:
+            raise Failure("The target can't be reached.")
+        return fresh
+
+    @contextmanager
+    def wait() -> Iterator[None]:
+        assert (restore.FOLDER.stat().st_mode & 0o777) == 0o755 and lock.held(restore.FOLDER), "a backup can't see that a restore waits"
+        monkeypatch.setattr(recovery, "find", find)
+        yield
+
+    monkeypatch.setattr(restore, "_no_backup", wait)
+    with pytest.raises(Failure, match=r"can't be reached\. Nothing was stopped or replaced\.") if expired else nullcontext():
+        restore.run("latest", spare_mb=0)
+    assert host.rows() == ("first" if expired else "restored") and host.answers
+    assert "--set=made meanwhile" in host.asked or (expired and restore.State.read() is None)
+
+
+@pytest.mark.parametrize("by_hand", [False, True], ids=["unit", "by hand"])
+def test_drill_gives_way_to_a_restore(host: Host, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, by_hand: bool) -> None:  # noqa: FBT001
+    """A drill's copy is gone before a restore looks at the disk for the last time; one that can't be ended is no room to build on."""
+    whole = restore.plan("latest", spare_mb=0).needed
+    monkeypatch.setattr(backups, "LOCK", tmp_path / "lock")
+    monkeypatch.setattr(drill, "FOLDER", tmp_path / "drill")
+    monkeypatch.setattr(drill, "SCRATCH", drill.FOLDER / "scratch")
+    monkeypatch.setattr(restore, "_no_backup", NO_BACKUP)
+    for folder in (backups.LOCK, drill.FOLDER, drill.SCRATCH):
+        folder.mkdir()
+    (drill.SCRATCH / "rows").write_bytes(b"x" * whole)
+    left = whole - restore._bytes(drill.SCRATCH)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=left if drill.SCRATCH.exists() else whole))
+    with ExitStack() as held:
+        held.enter_context(scratch.alone(drill.SCRATCH))
+
+        def systemctl(*words: str) -> None:
+            if words[0] == "stop" and restore.DRILL in words and not by_hand:
+                shutil.rmtree(drill.SCRATCH)
+                held.close()
+
+        monkeypatch.setattr(restore, "_systemctl", systemctl)
+        assert "A restore drill is held, and is ended" in "\n".join(restore.plan("latest", spare_mb=0).lines())
+        said = r"did not begin, .*: wait until it has ended, then run this again\. Nothing was stopped"
+        with pytest.raises(Failure, match=said) if by_hand else nullcontext():
+            restore.run("latest", spare_mb=0)
+    assert host.rows() == ("first" if by_hand else "restored") and host.answers
+
+
+def test_restore_is_refused_during_an_extract(host: Host, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Both would take the same room, and somebody waits for what is extracted."""
+    monkeypatch.setattr(extract, "FOLDER", tmp_path)
+    with scratch.alone(tmp_path / "scratch"):
+        for call in (restore.plan, restore.run):
+            with pytest.raises(Failure, match=r"An extract is under way, .*holdfast-extract\.service"):
+                call("latest", spare_mb=0)
+        assert host.answers and restore.State.read() is None
+    restore.run("latest", spare_mb=0)
+
+
+def test_drill_that_a_restore_ended_is_not_red(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What the last drill proved stays said where a restore ended the next one; whatever else ended it is recorded."""
+    monkeypatch.setattr(drill, "SCRATCH", tmp_path / "scratch")
+    monkeypatch.setattr(drill, "REPORT", tmp_path / "report.json")
+    monkeypatch.setattr(metrics, "FOLDER", tmp_path)
+    monkeypatch.setattr(backups, "RESTORE", tmp_path / "restore")
+    monkeypatch.setenv("SERVICE_RESULT", "signal")
+    backups.RESTORE.mkdir()
+    with lock.alone(backups.RESTORE, "Another restore is running."):
+        drill.clean()
+    assert not drill.REPORT.exists() and metrics.read("drill") == {}
+    drill.clean()
+    assert "was ended from outside (signal)" in drill._report() and metrics.read("drill")["holdfast_drill_success"] == 0
 
 
 def test_undo_starts_only_what_ran(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -817,6 +1009,40 @@ def test_undo_starts_only_what_ran(host: Host, monkeypatch: pytest.MonkeyPatch) 
     host.broken = ""
     restore.undo()
     assert started[-2:] == [restore.UNIT, "app@blue.service"]
+
+
+def _histories(data: Path) -> dict[str, str]:
+    return {str(each.relative_to(data / "pg_wal")): each.read_text() for each in (data / "pg_wal").rglob("*.history*")}
+
+
+@pytest.mark.parametrize("failed", [False, True], ids=["once", "after one that failed"])
+def test_timeline_is_given_out_once(host: Host, monkeypatch: pytest.MonkeyPatch, failed: bool) -> None:  # noqa: FBT001  # a case of a table
+    """What a restore takes back knows every timeline that was begun since, without asking the archive, and archives what is not there."""
+    begun = iter(range(2, 9))
+
+    def begin(_: restore.State) -> Proof:
+        """Begin a timeline as the server does; pgBackRest has emptied the folder before."""
+        shutil.rmtree(host.data / "pg_wal", ignore_errors=True)
+        (host.data / "pg_wal" / "archive_status").mkdir(parents=True)
+        number = next(begun)
+        (host.data / "pg_wal" / f"{number:08X}.history").write_text(f"as of {number}")
+        (host.data / "pg_wal" / "archive_status" / f"{number:08X}.history.{'done' if number == 2 else 'ready'}").touch()
+        if failed and number == 2:
+            raise Failure("What was restored is not sound.")
+        return Proof()
+
+    (host.data / "pg_wal" / "archive_status").mkdir(parents=True)
+    (host.data / "pg_wal" / "00000001.history").write_text("its own")
+    monkeypatch.setattr(restore, "_roll_forward", begin)
+    if failed:
+        with pytest.raises(Failure, match="not sound"):
+            restore.run("latest", spare_mb=0)
+    restore.run("latest", spare_mb=0)
+    restore.undo()
+    assert host.rows() == "first"
+    known = {"00000001.history": "its own", "00000002.history": "as of 2", "archive_status/00000002.history.done": ""}
+    second = {"00000003.history": "as of 3", "archive_status/00000003.history.ready": ""}
+    assert _histories(host.data) == known | (second if failed else {})
 
 
 def test_undo_that_ends_halfway_keeps_what_is_live(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:

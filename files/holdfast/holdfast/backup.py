@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from holdfast import metrics, postgres
+from holdfast import lock, metrics, postgres
 from holdfast.failure import Failure
 from holdfast.metrics import Gauge
 from holdfast.unit import ended_from_outside
@@ -23,6 +23,8 @@ from holdfast.unit import ended_from_outside
 TYPES = ("full", "diff", "incr")
 SETTINGS = Path("/etc/pgbackrest/holdfast.json")
 LOCK = Path("/run/pgbackrest")
+# A restore locks it, from before it waits for a backup.
+RESTORE = Path("/var/lib/holdfast-restore")
 BACKUP_SECONDS = 24 * 3600
 DAY_SECONDS = 86400
 # What `pgbackrest verify` says of a backup, and of the segments of one archive.
@@ -123,6 +125,9 @@ def refuse_damaged(found: dict[str, Any], key: int) -> None:
 
 
 def _expire(repository: Repository, found: dict[str, Any]) -> None:
+    if lock.held(RESTORE):
+        log.info("a restore waits, and may need what is old: the next backup lets it go")
+        return
     count = kept_fulls(repository, fulls(found, repository.key), time.time())
     option = f"--repo{repository.key}-retention-full"
     postgres.pgbackrest("expire", f"--repo={repository.key}", f"{option}-type=count", f"{option}={count}")

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from holdfast import backup, durable, fingerprint, metrics, postgres, proof, recovery, scratch
+from holdfast import backup, durable, fingerprint, lock, metrics, postgres, proof, recovery, scratch
 from holdfast.failure import Failure
 from holdfast.fingerprint import Fingerprint
 from holdfast.metrics import Gauge
@@ -278,10 +278,16 @@ def _run() -> Report:
 
 
 def clean() -> None:
-    """Remove what a drill left behind that was killed, and record that it was, as systemd tells after each one."""
+    """Remove what a drill left behind that was killed, and record that it was, as systemd tells after each one.
+
+    Where a restore ended it nothing is wrong: the last report stays, and the next drill comes by itself.
+    """
     with scratch.alone(SCRATCH):
         scratch.remove(SCRATCH)
-    if result := ended_from_outside():
+    result = ended_from_outside()
+    if result and lock.held(backup.RESTORE):
+        log.info("The drill gave way to a restore of the database.")
+    elif result:
         _record(
             Report(time.time(), f"The drill was ended from outside ({result}): `journalctl --unit holdfast-drill.service` says by what.")
         )

@@ -272,12 +272,21 @@ def lsn(text: str) -> int:
 
 
 def points() -> dict[str, float]:
-    """Return when each restore point was made, by name."""
+    """Return when each restore point was made, by name.
+
+    Raises:
+        Failure: there were some, and their file can't be read.
+    """
     try:
-        content: dict[str, float] = json.loads(POINTS.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        content = json.loads(POINTS.read_text(encoding="utf-8"))
+        return {name: float(at) for name, at in content.items()}
+    except FileNotFoundError:
         return {}
-    return content
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise Failure(
+            f"{POINTS} can't be read ({error}), so no restore point is known by its name: write the time at which it was made instead; "
+            "bring that file back, or remove it to begin anew."
+        ) from error
 
 
 def flush() -> str:

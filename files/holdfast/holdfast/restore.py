@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from holdfast import backup, durable, lock, postgres, proof, recovery
+from holdfast import backup, drill, durable, extract, lock, postgres, proof, recovery
 from holdfast.failure import Failure
 from holdfast.recovery import Archive, Choice, Target
 from holdfast.server import Server
@@ -30,8 +30,9 @@ from holdfast.server import Server
 UNIT = "postgresql@17-main.service"
 POOLER = "pgbouncer.service"
 VERIFY = "holdfast-backup@verify.service"
+DRILL = "holdfast-drill.service"
 CONFIG = Path("/etc/postgresql/17/main/postgresql.conf")
-FOLDER = Path("/var/lib/holdfast-restore")
+FOLDER = backup.RESTORE
 STATE = FOLDER / "state.json"
 PRIVATE = Path("/run/holdfast-restore")
 KEPT = ".replaced-"
@@ -66,6 +67,7 @@ class State:
         step: what is being done.
         stopped: units that ran before.
         kept: folder of the data directory that is replaced; empty before it is.
+        missing: whether there was no data directory to keep, or an empty one.
         complete: whether the data directory is the restored one; who started the server on it may have written to it since.
         finished: whether all of it was done.
         new_host: whether the server was a new host's.
@@ -75,6 +77,7 @@ class State:
     step: str = "begin"
     stopped: list[str] = field(default_factory=list)
     kept: str = ""
+    missing: bool = False
     complete: bool = False
     finished: bool = False
     new_host: bool = False
@@ -94,7 +97,7 @@ class State:
         self.step = step or self.step
         if step:
             log.info("%s", step)
-        FOLDER.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _make_folder()
         durable.write(STATE, json.dumps(asdict(self)).encode())
 
 
@@ -107,6 +110,7 @@ class Plan:
         units: units that run and will be stopped.
         running: whether the server answers.
         busy: whether a backup runs, or a proof of them.
+        drilling: whether a restore drill is held, which is ended.
         needed: bytes that it needs on the disk.
         free: bytes that are free.
         unfinished: the restore that ended halfway; without what it kept where this one begins anew; nothing where there is none.
@@ -117,6 +121,7 @@ class Plan:
     units: list[str]
     running: bool
     busy: bool
+    drilling: bool
     needed: int
     free: int
     unfinished: State | None
@@ -137,13 +142,14 @@ class Plan:
             f"Stopped meanwhile: {stops}.",
             f"Disk: {self.needed // MB} MB of {self.free // MB} MB that are free. What is replaced is kept until `holdfast restore clean`.",
             *(["A backup runs, and is waited for; a proof of the backups is ended instead."] if self.busy else []),
+            *(["A restore drill is held, and is ended: the next one comes by itself."] if self.drilling else []),
             *self._before(),
         ]  # fmt: skip
 
     def _before(self) -> list[str]:
         if self.unfinished is None:
             return []
-        onward = "goes on from there" if self.unfinished.kept else "begins anew, and keeps what is here now"
+        onward = "goes on from there" if self.unfinished.kept or self.unfinished.missing else "begins anew, and keeps what is here now"
         return [f"A restore to {self.unfinished.target} ended halfway at '{self.unfinished.step}': this one {onward}."]
 
     def _lost(self) -> str:
@@ -160,6 +166,12 @@ class Plan:
         minutes, seconds = divmod(int(time.time() - since), 60)
         hours, minutes = divmod(minutes, 60)
         return f"everything that was written in the last {hours} h {minutes} min {seconds} s, in every database of the server."
+
+
+def _make_folder() -> None:
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    # A backup asks as the system user postgres whether it is locked.
+    FOLDER.chmod(0o755)
 
 
 def _systemctl(*words: str) -> subprocess.CompletedProcess[str]:
@@ -262,6 +274,24 @@ def _refuse_tied() -> None:
             )
 
 
+def _refuse_extract() -> None:
+    """Refuse while an extract fills the same disk: somebody waits for it, so it is not ended as a drill is."""
+    if lock.held(extract.FOLDER):
+        raise Failure(
+            f"An extract is under way, whose copy in {extract.FOLDER} takes room that the restore may need: wait until it has ended, or "
+            "end it (`systemctl stop holdfast-extract.service` where a playbook began it), then run this again."
+        )
+
+
+def _refuse_drill() -> None:
+    """Refuse while a drill is held all the same."""
+    if lock.held(drill.FOLDER):
+        raise Failure(
+            f"A restore drill is held that {DRILL} did not begin, or that it can't end, and its copy in {drill.FOLDER} takes room that the "
+            "restore may need: wait until it has ended, then run this again."
+        )
+
+
 def _need(target: Target) -> str:
     return "latest would lose it" if target.kind == "latest" else f"{target} may lie in it"
 
@@ -299,11 +329,12 @@ def plan(text: str, *, new_host: bool = False, spare_mb: int = SPARE_MB) -> Plan
     state = State.read()
     unfinished = state if state and not state.finished else None
     _refuse_tied()
+    _refuse_extract()
     archives = recovery.archives()
     data, running = postgres.DATA, _answers()
     if unfinished and (unfinished.complete or running) and (data / "PG_VERSION").exists():
         # Somebody may have worked on what that one restored: it is kept like any data.
-        unfinished = replace(unfinished, kept="")
+        unfinished = replace(unfinished, kept="", missing=False)
     if not new_host:
         _refuse_other_cluster(archives)
     elif not (unfinished and unfinished.new_host):
@@ -318,9 +349,11 @@ def plan(text: str, *, new_host: bool = False, spare_mb: int = SPARE_MB) -> Plan
         raise Failure(
             f"The server has tablespaces outside of {data}, which a restore would not keep: move their tables back, and drop them."
         )
-    needed = _needed(choice.backup.size, "" if unfinished is None else unfinished.kept, new_host=new_host) + spare_mb * MB
-    # What an unfinished copy took goes first.
-    free = shutil.disk_usage(data.parent).free + _bytes(_copy_folder())
+    kept, copies = (unfinished.kept, not unfinished.missing) if unfinished else ("", True)
+    needed = _needed(choice.backup.size, kept, copies=copies and not new_host) + spare_mb * MB
+    # What an unfinished copy took goes first, and so does a drill's.
+    drilling = lock.held(drill.FOLDER)
+    free = shutil.disk_usage(data.parent).free + _bytes(_copy_folder()) + (_bytes(drill.SCRATCH) if drilling else 0)
     if needed > free:
         raise Failure(
             f"The restore needs {needed // MB} MB on the disk of {data}, and {free // MB} MB are free: make room there"
@@ -329,13 +362,13 @@ def plan(text: str, *, new_host: bool = False, spare_mb: int = SPARE_MB) -> Plan
     live = running and not new_host
     awaited = _awaited(target, choice.backup.repository) if live else 0
     recovery.refuse_gap(choice, archives, recovery.unarchived() if live else (), lost=new_host)
-    return Plan(choice, _running_units(), running, lock.held(backup.LOCK), needed, free, unfinished, awaited)
+    return Plan(choice, _running_units(), running, lock.held(backup.LOCK), drilling, needed, free, unfinished, awaited)
 
 
-def _needed(size: int, kept: str, *, new_host: bool) -> int:
+def _needed(size: int, kept: str, *, copies: bool) -> int:
     """Return the bytes that a backup needs on the disk, and what is copied for it to be compared with."""
     copied = Path(kept) if kept and Path(kept).is_dir() else postgres.DATA
-    if new_host or (copied != postgres.DATA and (postgres.DATA / "PG_VERSION").exists()):
+    if not copies or (copied != postgres.DATA and (postgres.DATA / "PG_VERSION").exists()):
         return max(size - _bytes(postgres.DATA), 0)
     return max(size, _bytes(copied))
 
@@ -353,7 +386,7 @@ def _kept() -> list[Path]:
 @contextmanager
 def _alone() -> Iterator[None]:
     """Refuse to run beside another restore."""
-    FOLDER.mkdir(mode=0o700, parents=True, exist_ok=True)
+    _make_folder()
     with lock.alone(FOLDER, "Another restore is running: `holdfast restore status` says where it is."):
         yield
 
@@ -411,9 +444,17 @@ def _fresh_name() -> Path:
 def _set_aside(state: State) -> None:
     """Keep the data directory under another name, and leave a copy that pgBackRest compares with."""
     kept = Path(state.kept) if state.kept else _fresh_name()
+    if not kept.is_dir() and (state.missing or not _any_data()):
+        state.kept, state.missing = "", True
+        state.write("begin without a data directory, as there is none to keep")
+        if not (postgres.DATA / "PG_VERSION").exists():
+            _empty()
+        return
     state.kept = str(kept)
     state.write(f"keep the data directory as {kept}")
-    if not kept.exists():
+    if kept.exists():
+        _hand_on_timelines(postgres.DATA, kept)
+    else:
         postgres.DATA.rename(kept)
     copy = _copy_folder()
     shutil.rmtree(copy, ignore_errors=True)
@@ -429,6 +470,26 @@ def _set_aside(state: State) -> None:
             # After a power cut no server may start at boot on half a copy, nor on a whole one; pgBackRest writes this file last.
             (copy / "global" / "pg_control").unlink(missing_ok=True)
             copy.rename(postgres.DATA)
+
+
+def _hand_on_timelines(source: Path, kept: Path) -> None:
+    """Have the kept data directory know the timelines that were begun since, and archive what the restored one did not.
+
+    A server takes the first number of which it finds no history, in the archive or, while that is away, in its own pg_wal. Of one that is
+    given out twice the segments have the same names, so archiving would stand still.
+    """
+    who = postgres.identity()
+    for history in sorted((source / "pg_wal").glob("*.history")):
+        for path in (history, *(source / "pg_wal" / "archive_status").glob(f"{history.name}.*")):
+            copied = kept / path.relative_to(source)
+            if not copied.exists():
+                durable.write(copied, path.read_bytes())
+            if "user" in who:
+                os.chown(copied, who["user"], who["group"])
+
+
+def _any_data() -> bool:
+    return postgres.DATA.is_dir() and any(postgres.DATA.iterdir())
 
 
 def _empty() -> None:
@@ -476,12 +537,15 @@ def _forget_target(server: Server) -> None:
 
 
 def _ways_out(state: State) -> str:
-    return (
-        f"The application is down and the data directory of before lies in {state.kept}: "
-        "`holdfast restore run` again, with this or another target, or `holdfast restore undo` puts it back."
-        if state.kept
-        else "Nothing is replaced: run this again, or `holdfast restore undo` starts everything as it was."
-    )
+    again = "`holdfast restore run` again, with this or another target"
+    if state.missing:
+        return f"The application is down and there was no data directory to keep: {again}."
+    if state.kept and Path(state.kept).is_dir():
+        return (
+            f"The application is down and the data directory of before lies in {state.kept}: {again}, or `holdfast restore undo` puts it "
+            "back."
+        )
+    return "Nothing is replaced: run this again, or `holdfast restore undo` starts everything as it was."
 
 
 @contextmanager
@@ -509,11 +573,12 @@ def run(text: str, *, new_host: bool = False, spare_mb: int = SPARE_MB) -> proof
     Raises:
         Failure: it says in which state everything is, and the ways out.
     """
-    with _alone():
-        chosen = plan(text, new_host=new_host, spare_mb=spare_mb)
+    with _alone(), _no_backup():
+        # What was planned before may be gone: a backup that was waited for has taken room, and may have let old ones go.
+        chosen = _plan_again(text, new_host=new_host, spare_mb=spare_mb)
         before = chosen.unfinished or State(text)
-        state = State(text, stopped=before.stopped, kept=before.kept, new_host=new_host)
-        with _told(state), _no_backup():
+        state = State(text, stopped=before.stopped, kept=before.kept, missing=before.missing, new_host=new_host)
+        with _told(state):
             # What an empty server writes is no part of this past.
             _stop_all(state, None if new_host else chosen)
             if new_host:
@@ -531,23 +596,58 @@ def run(text: str, *, new_host: bool = False, spare_mb: int = SPARE_MB) -> proof
         state.finished = True
         state.write("done" if new_host else "make a backup of it")
     if not new_host:
-        try:
-            backup.run("incr")
-        except Failure as failure:
-            raise Failure(f"The database is back and everything runs, but it has no new backup yet. {failure}") from failure
+        _back_up()
     return found
+
+
+def _back_up() -> None:
+    """Make a backup of what was brought back.
+
+    Raises:
+        Failure: there is none; the database is back all the same, which is said first.
+    """
+    try:
+        backup.run("incr")
+    except Failure as failure:
+        raise Failure(f"The database is back and everything runs, but it has no new backup yet. {failure}") from failure
+
+
+def _plan_again(text: str, *, new_host: bool, spare_mb: int) -> Plan:
+    try:
+        _refuse_drill()
+        return plan(text, new_host=new_host, spare_mb=spare_mb)
+    except Failure as failure:
+        raise Failure(f"{failure} Nothing was stopped or replaced.") from failure
 
 
 @contextmanager
 def _no_backup() -> Iterator[None]:
-    """Keep backups waiting, where there can be any."""
+    """Keep backups waiting, where there can be any, and end what only proves them."""
     if backup.LOCK.is_dir():
-        # It takes hours, only reads, and comes again.
-        _systemctl("stop", VERIFY)
+        # Each takes long, only reads, and comes again; a drill's copy takes the room that is needed here.
+        _systemctl("stop", VERIFY, DRILL)
         with backup.alone():
             yield
     else:
         yield
+
+
+def _refuse_undo(state: State) -> None:
+    """Refuse to take a restore back of which no data directory is kept; one that replaced nothing yet is taken back by starting all.
+
+    Raises:
+        Failure: there is nothing to put back.
+    """
+    if state.missing:
+        raise Failure("There is nothing to put back, as there was no data directory to keep: restore to another moment instead.")
+    if not _any_data():
+        raise Failure(f"There is nothing to put back, and {postgres.DATA} is gone: `holdfast restore run latest` brings the database back.")
+    if state.finished and state.kept:
+        raise Failure(f"{state.kept} is there no more: restore to an earlier moment instead.")
+    if state.new_host:
+        raise Failure("The last restore kept no data directory, as it was a new host's: restore to another moment instead.")
+    if state.finished:
+        raise Failure("What the last restore replaced was removed, or put back, already: restore to an earlier moment instead.")
 
 
 def undo() -> str:
@@ -563,10 +663,8 @@ def undo() -> str:
         if state is None:
             raise Failure("There was no restore here, so there is nothing to take back.")
         kept = Path(state.kept) if state.kept else None
-        if kept and not kept.is_dir() and state.finished:
-            raise Failure(f"{kept} is there no more: restore to an earlier moment instead.")
-        if kept is None and state.finished:
-            raise Failure("The last restore kept no data directory, as it was a new host's.")
+        if not (kept and kept.is_dir()):
+            _refuse_undo(state)
         if state.finished:
             # What that restore had stopped it has started again, and somebody may have stopped it since.
             state.stopped.clear()
@@ -575,6 +673,7 @@ def undo() -> str:
             _stop_all(state)
             if kept and kept.is_dir():
                 state.write(f"put {kept} back")
+                _hand_on_timelines(postgres.DATA, kept)
                 if (postgres.DATA / "PG_VERSION").exists():
                     postgres.DATA.rename(_fresh_name())
                 else:
@@ -586,7 +685,7 @@ def undo() -> str:
             _start_all(state)
         state.finished = True
         state.write("make a backup of it")
-    backup.run("incr")
+    _back_up()
     return "The database is as it was before the restore."
 
 
@@ -631,7 +730,7 @@ def point(name: str) -> str:
     """Name this moment, so that a restore can go back to it.
 
     Raises:
-        Failure: the name is none or is taken, or the server refused.
+        Failure: the name is none or is taken, those that are known can't be read, or the server refused.
     """
     known = recovery.points()
     if not recovery.POINT.match(name):
@@ -643,10 +742,8 @@ def point(name: str) -> str:
     postgres.psql(f"SELECT pg_create_restore_point('{name}')")
     now = time.time()
     recovery.flush()
-    FOLDER.mkdir(mode=0o700, parents=True, exist_ok=True)
-    fresh = recovery.POINTS.with_suffix(".new")
-    fresh.write_text(json.dumps({**known, name: now}), encoding="utf-8")
-    fresh.replace(recovery.POINTS)
+    _make_folder()
+    durable.write(recovery.POINTS, json.dumps({**known, name: now}).encode())
     return f"The restore point is made: `-e restore_target=name:{name}` goes back to it."
 
 
@@ -658,7 +755,10 @@ def _list() -> str:
             f"  {each.label}  ended {datetime.fromtimestamp(each.ended, UTC):%Y-%m-%d %H:%M:%S+00}  {each.size // MB} MB"
             for each in archive.backups
         ]
-    lines += [f"Restore point {name}  {datetime.fromtimestamp(at, UTC):%Y-%m-%d %H:%M:%S+00}" for name, at in recovery.points().items()]
+    try:
+        lines += [f"Restore point {name}  {datetime.fromtimestamp(at, UTC):%Y-%m-%d %H:%M:%S+00}" for name, at in recovery.points().items()]
+    except Failure as failure:
+        lines.append(str(failure))
     return "\n".join(lines)
 
 

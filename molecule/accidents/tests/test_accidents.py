@@ -23,6 +23,8 @@ from tools.writer import Writer
 
 UNIT = "postgresql@17-main.service"
 DATA = "/var/lib/postgresql/17/main"
+DRILL = "holdfast-drill.service"
+SCRATCH = "/var/lib/postgresql/drill/scratch"
 ENVIRONMENT = "/etc/postgresql/17/main/environment"
 PAGE = ROOT / "docs" / "recovery.md"
 WHEN = "2026-11-23 10:15:00+00"
@@ -191,6 +193,23 @@ def test_page_is_damaged(host: Host, host_name: str, writer: Writer) -> None:
     # The page's last command made another full backup, and with it what retention lets go has expired: none of this week.
     assert good <= {each["label"] for each in past.stanza(host)["backup"]}
     host.check_output("holdfast restore clean")
+
+
+def test_restore_during_a_drill(host: Host, writer: Writer) -> None:
+    """A restore ends the drill that is held, whose copy is gone before the disk is looked at; what the last drill proved stays said."""
+    writer.wait(200)
+    writer.stop()
+    before = host.check_output("holdfast drill report"), past.metric(host, "drill", "holdfast_drill_last_run_timestamp_seconds")
+    host.check_output(f"systemctl start --no-block {DRILL}")
+    host.check_output(f"timeout 120 sh -c 'until test -e {SCRATCH}; do sleep 0.1; done'")
+    # It does not come to its end by itself meanwhile.
+    host.check_output(f"systemctl kill --kill-whom=main --signal=STOP {DRILL}")
+    said = host.check_output(f"timeout 300 holdfast restore run latest --confirm {DATABASE}")
+    assert "A restore drill is held, and is ended" in said
+    assert host.run(f"systemctl is-active {DRILL}").stdout.strip() in {"failed", "inactive"} and not host.file(SCRATCH).exists
+    assert (host.check_output("holdfast drill report"), past.metric(host, "drill", "holdfast_drill_last_run_timestamp_seconds")) == before
+    assert not writer.missing(ask(host, HELD))
+    host.check_output(f"systemctl reset-failed {DRILL}; holdfast restore clean")
 
 
 def test_advice_of_the_drill(host: Host, host_name: str) -> None:

@@ -76,6 +76,15 @@ def test_killed(host: Host, host_name: str, moment: str) -> None:
     assert not host.file(SCRATCH).exists
 
 
+def test_restore_is_refused_meanwhile(host: Host) -> None:
+    """While an extract holds its folder no restore begins, as both would take the same room."""
+    folder = SCRATCH.rpartition("/")[0]
+    host.check_output(f"install -d -m 0700 -o postgres -g postgres {folder}")
+    refused = host.run(f"timeout 120 flock {folder} holdfast restore plan latest")
+    assert refused.rc == 1 and "An extract is under way" in refused.stderr
+    host.check_output("timeout 120 holdfast restore plan latest")
+
+
 def test_refused(host: Host, moment: str) -> None:
     """A table, a database or a moment that is not there is refused, and no database is ever overwritten."""
     assert "had no table public.never" in _extract(host, f"{DATABASE} --table never --target '{moment}'", 1)

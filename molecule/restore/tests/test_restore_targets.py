@@ -134,6 +134,32 @@ def test_undo_and_label(host: Host) -> None:
     assert _notes(host) == [*before, "after the undo"]
 
 
+def _timeline(host: Host) -> int:
+    return int(ask(host, "SELECT pg_walfile_name(pg_current_wal_insert_lsn())")[:8], 16)
+
+
+def test_undo_while_the_repository_is_away(host: Host) -> None:
+    """A restore is taken back though nobody answers for the archive, and on a timeline that none had before; then the archive drains."""
+    _write(host, "precious")
+    before, moment = _notes(host), _now(host)
+    _write(host, "lost")
+    _restore(host, "run", moment, "--confirm", DATABASE)
+    restored = _timeline(host)
+    past.archived(host)
+    # Its guard would have a backup made.
+    host.check_output("systemctl stop holdfast-archive.timer holdfast-archive.service")
+    mode = host.check_output(f"stat --format=%a {REPOSITORY}")
+    host.check_output(f"chmod 0 {REPOSITORY}")
+    try:
+        assert "The database is back and everything runs, but it has no new backup yet" in _restore(host, "undo", expected=1)
+    finally:
+        host.check_output(f"chmod {mode} {REPOSITORY} && systemctl start holdfast-archive.timer")
+    assert _notes(host) == [*before, "lost"] and _timeline(host) == restored + 1
+    past.archived(host)
+    _restore(host, "run", "latest", "--confirm", DATABASE)
+    assert _notes(host) == [*before, "lost"]
+
+
 def test_cut_short(host: Host) -> None:
     """A restore that fails after all was stopped says how it stands; run again or taken back, nothing is lost."""
     _write(host, "survives")
@@ -154,6 +180,26 @@ def test_cut_short(host: Host) -> None:
     assert _notes(host) == before and _kept(host) == kept
     assert host.check_output(f"systemctl is-active {UNITS}").split() == ["active", "active"]
     assert "MB are free again" in _restore(host, "clean") and _kept(host) == []
+
+
+def test_data_directory_is_gone(host: Host) -> None:
+    """Where somebody removed the data directory a restore to `latest` brings it back, and nothing is left to take back."""
+    _write(host, "archived")
+    past.archived(host)
+    before, kept = _notes(host), _kept(host)
+    # The server runs, and writes meanwhile.
+    host.check_output(f"timeout 30 sh -c 'until rm -rf {DATA}; do sleep 0.2; done'")
+    _restore(host, "run", "latest", "--confirm", DATABASE)
+    assert _notes(host) == before and _kept(host) == kept
+    assert host.check_output(f"systemctl is-active {UNITS}").split() == ["active", "active"]
+    assert "nothing to put back" in _refused(host, "undo")
+
+
+def test_nothing_expires_while_a_restore_waits(host: Host) -> None:
+    """A backup's unit sees, as the system user postgres, that a restore holds its lock, and lets no older backup go."""
+    host.check_output("timeout 300 flock /var/lib/holdfast-restore systemctl start holdfast-backup@incr.service")
+    said = host.check_output("journalctl --unit holdfast-backup@incr.service --since=-60s --output=cat")
+    assert "a restore waits, and may need what is old" in said
 
 
 def test_wal_that_cant_be_read_is_not_the_end(host: Host) -> None:
