@@ -77,13 +77,22 @@ COMMAND_SECONDS = 30
 
 
 def _cluster(data: str) -> str:
-    """Return the system identifier of the host's cluster; empty where there is none."""
+    """Return the system identifier of the host's cluster; empty where there is none.
+
+    Raises:
+        Refused: there is one, and it can't be told.
+    """
     if not Path(data, "PG_VERSION").exists() or not Path(CONTROL_DATA).exists():
         return ""
     environment = {**os.environ, "LC_ALL": "C"}
-    done = subprocess.run([CONTROL_DATA, data], check=True, capture_output=True, text=True, timeout=COMMAND_SECONDS, env=environment)
-    found: list[str] = re.findall(r"^Database system identifier: +(\d+)$", done.stdout, re.MULTILINE)
-    return found[0]
+    done = subprocess.run([CONTROL_DATA, data], check=False, capture_output=True, text=True, timeout=COMMAND_SECONDS, env=environment)
+    if found := re.search(r"^Database system identifier: +(\d+)$", done.stdout, re.MULTILINE):
+        return found[1]
+    why = (done.stderr.strip().splitlines() or ["it names none"])[-1]
+    raise Refused(
+        f"{data} does not say which database it holds ({why}), as a restore leaves it that was cut short: `holdfast restore status` on the "
+        "host says how to go on."
+    )
 
 
 def _decrypted(content: bytes, passphrase: str) -> bytes:
@@ -176,7 +185,12 @@ def main() -> None:
         supports_check_mode=True,
     )
     given = module.params
-    cluster = _cluster(given["data"])
+    try:
+        # What is about to be replaced may be half a database.
+        cluster = "" if given["adopt"] else _cluster(given["data"])
+    except Refused as error:
+        module.exit_json(changed=False, faults=[str(error)])
+        return
     faults, without = [], []
     for repository in given["repositories"]:
         where = f"{repository['bucket']}:{repository['path']}" if repository["type"] == "s3" else repository["path"]
