@@ -85,3 +85,59 @@ def test_half_a_cluster(module: ModuleType, half: Path, tmp_path: Path, monkeypa
     assert said.startswith(f"{half} does not say which database it holds (pg_controldata: error: could not open file")
     assert "`holdfast restore status` on the host says how to go on" in said
     assert look(module, monkeypatch, data=str(half), repositories=held, adopt=True) == []
+
+
+@pytest.fixture(name="away")
+def _away(tmp_path: Path) -> dict[str, str]:
+    """Have a repository that can't be read: its path goes through a file."""
+    (tmp_path / "file").touch()
+    return {"type": "posix", "path": str(tmp_path / "file" / "away")}
+
+
+def test_rebuild_goes_on_without_a_repository_that_is_away(
+    module: ModuleType, tmp_path: Path, away: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What one repository has is brought back while another is away, which is named; a host that keeps its own past is refused."""
+    given: dict[str, Any] = {"data": str(tmp_path / "none"), "repositories": [away, repository(tmp_path / "held")]}
+    warnings: list[str] = []
+    assert look(module, monkeypatch, warnings=warnings, adopt=True, **given) == []
+    (warning,) = warnings
+    assert warning.startswith(
+        f"pgbackrest_repositories has '{away['path']}', which can't be used: {away['path']}/archive/main/archive.info"
+    )
+    assert warning.endswith("What only it holds is not brought back.")
+    assert "it can't be used" in look(module, monkeypatch, **given)[0]
+
+
+def test_unreachable_bucket_is_away(module: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bucket that takes no connection is away like a folder that can't be read."""
+    gone = {"type": "s3", "path": "/p", "bucket": "b", "endpoint": "127.0.0.1:9", "region": "r", "access_key": "k", "secret_key": "s"}
+    warnings: list[str] = []
+    held = repository(tmp_path / "held")
+    assert look(module, monkeypatch, warnings=warnings, adopt=True, data=str(tmp_path / "none"), repositories=[gone, held]) == []
+    assert "'b:/p'" in warnings[0] and "https://127.0.0.1:9 took no request" in warnings[0]
+
+
+@pytest.mark.parametrize(
+    ("passphrase", "backup", "said"),
+    [
+        pytest.param(PASSPHRASE, False, "nothing to bring back: ", id="no backup anywhere"),
+        pytest.param("w" * 20, True, "encrypted with another passphrase", id="wrong passphrase"),
+    ],
+)
+def test_rebuild_needs_one_backup(
+    module: ModuleType,
+    tmp_path: Path,
+    away: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+    passphrase: str,
+    backup: bool,  # noqa: FBT001 - a case
+    said: str,
+) -> None:
+    """Where no repository has a backup, or one does not open, nothing is begun."""
+    other = repository(tmp_path / "held", passphrase, backup=backup)
+    warnings: list[str] = []
+    (fault,) = look(module, monkeypatch, warnings=warnings, adopt=True, data=str(tmp_path / "none"), repositories=[away, other])
+    assert said in fault and warnings == []
+    if not backup:
+        assert f"'{other['path']}' holds no backup" in fault and f"'{away['path']}' can't be used" in fault

@@ -42,7 +42,7 @@ options:
   adopt:
     description:
       - Whether the past of another database is welcome, because it is about to be restored.
-      - Then it is only read, and one repository at least has to hold a backup.
+      - Then it is only read, and one repository at least has to hold a backup; a warning names one that does not answer.
     type: bool
     default: false
   timeout_seconds:
@@ -74,6 +74,10 @@ IDENTIFIER = re.compile(rb"^\[db\]$.*?^db-system-id=(\d+)$", re.MULTILINE | re.D
 # A line in the section of the backups that are there.
 BACKUP = re.compile(rb"^\[backup:current\]\n\d{8}-\d{6}F", re.MULTILINE)
 COMMAND_SECONDS = 30
+
+
+class _OtherPassphrase(Refused):
+    """A repository that answers, and that no waiting will open."""
 
 
 def _cluster(data: str) -> str:
@@ -153,7 +157,7 @@ def _look(repository: dict[str, Any], given: dict[str, Any], cluster: str, *, wr
         return "is empty: nothing was ever kept there, or it is another bucket or path than the lost host's"
     found = IDENTIFIER.search(_decrypted(content, given["passphrase"]))
     if not found:
-        raise Refused(
+        raise _OtherPassphrase(
             "it is encrypted with another passphrase than pgbackrest_cipher_passphrase: put the one back that it was written with, "
             "or write another path."
         )
@@ -191,7 +195,7 @@ def main() -> None:
     except Refused as error:
         module.exit_json(changed=False, faults=[str(error)])
         return
-    faults, without = [], []
+    faults, without, away = [], [], {}
     for repository in given["repositories"]:
         where = f"{repository['bucket']}:{repository['path']}" if repository["type"] == "s3" else repository["path"]
         try:
@@ -199,9 +203,17 @@ def main() -> None:
             if lacks := _look(repository, given, cluster, write=not (module.check_mode or given["adopt"])):
                 without.append(f"'{where}' {lacks}")
         except Refused as error:
-            faults.append(f"pgbackrest_repositories has '{where}', and it can't be used: {error}")
+            if given["adopt"] and not isinstance(error, _OtherPassphrase):
+                # One of them may be lost with the host.
+                away[where] = f"can't be used: {error}".rstrip(".")
+            else:
+                faults.append(f"pgbackrest_repositories has '{where}', and it can't be used: {error}")
+    without += [f"'{where}' {said}" for where, said in away.items()]
     if given["adopt"] and not faults and len(without) == len(given["repositories"]):
         faults.append(f"pgbackrest_repositories has nothing to bring back: {'; '.join(without)}.")
+    elif not faults:
+        for where, said in away.items():
+            module.warn(f"pgbackrest_repositories has '{where}', which {said}. What only it holds is not brought back.")
     module.exit_json(changed=False, faults=faults)
 
 
