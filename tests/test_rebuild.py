@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import ssl
 import subprocess
 import threading
@@ -22,7 +23,7 @@ from holdfast.offsite import Copied
 from holdfast.proof import Proof
 from holdfast.rclone import Bucket
 from holdfast.rebuild import PARTS, Question, Site, State
-from tools.shell import ROOT
+from tools.shell import ROOT, VENV_BIN
 
 BUCKET = Bucket("s3.test", "r", "backups", "k", "s")
 SETTINGS = offsite.Settings(BUCKET, "/offsite", "p", documents=BUCKET)
@@ -230,9 +231,35 @@ def test_restored_by_hand(brought: list[str]) -> None:
     assert found and found.target == "until-gap"
 
 
-def test_target_that_is_none_is_refused_first() -> None:
-    with pytest.raises(Failure, match="The target 'yesterday' is none"):
-        rebuild.plan(SETTINGS, "yesterday")
+@pytest.mark.parametrize(
+    ("target", "said"),
+    [("yesterday", "The target 'yesterday' is none"), ("2026-11-23 10:15:00", "has no time zone"), ("latest 10:15", "is none")],
+)
+def test_target_that_is_none_is_refused_first(target: str, said: str) -> None:
+    """A target that is none is refused while nothing was touched, and again where the bucket is asked."""
+    for call in (lambda: rebuild.look(target), lambda: rebuild.plan(SETTINGS, target)):
+        with pytest.raises(Failure, match=said):
+            call()
+
+
+@pytest.mark.parametrize("role", ["restore", "disaster_recovery"])
+def test_time_on_the_command_line_stays_whole(tmp_path: Path, role: str) -> None:
+    """Of `-e disaster_recovery_target='2026-11-23 10:15:00+00'` Ansible makes two variables, and the role one time again."""
+    moment, name = "2026-11-23 10:15:00+00", f"{role}_target"
+    for step in ("plan", "run"):
+        assert not re.search(rf"(?<!_){name}\b", (ROOT / "roles" / role / "tasks" / f"{step}.yml").read_text(encoding="utf-8"))
+    play = {
+        "name": "Play",
+        "hosts": "localhost",
+        "connection": "local",
+        "gather_facts": False,
+        "vars_files": [str(ROOT / "roles" / role / "vars" / "main.yml")],
+        "tasks": [{"name": "Say", "ansible.builtin.debug": {"msg": f"<{{{{ __{name} }}}}>"}}],
+    }
+    (tmp_path / "play.yml").write_text(yaml.safe_dump([play]), encoding="utf-8")
+    words = [str(VENV_BIN / "ansible-playbook"), "-i", "localhost,", str(tmp_path / "play.yml"), "-e", f"{name}={moment}"]
+    said = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False, timeout=60)
+    assert f"<{moment}>" in said.stdout, said.stdout + said.stderr
 
 
 def print_of(*buckets: tuple[int, str]) -> Fingerprint:

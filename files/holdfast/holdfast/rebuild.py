@@ -117,12 +117,13 @@ def _copied_at(name: str) -> str:
     return _utc(offsite.made(name))
 
 
-def look() -> str:
+def look(target: str = LATEST) -> str:
     """Refuse a host on which something could be lost, or on which a rebuild runs already; nothing is changed.
 
     Raises:
-        Failure: the host is in use.
+        Failure: the host is in use, or the target is none.
     """
+    Target.parse(target, time.time())
     _refuse_running()
     return _progress()
 
@@ -511,7 +512,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         action.set_defaults(call=lambda given: print(call(given)))
         return action
 
-    add("look", "refuse a host on which something could be lost", lambda _: look())
+    looked = add("look", "refuse a host on which something could be lost", lambda given: look(given.target))
     add("clear", "make the server anew where a restore of it was cut short", lambda _: clear())
     planned = add(
         "plan", "say what the bucket has to bring back", lambda given: "\n".join(plan(Settings.read(given.settings), given.target))
@@ -521,7 +522,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "bring back what is not back yet",
         lambda given: "\n".join(run(Settings.read(given.settings), given.host_seconds, given.target).lines()),
     )
-    for each in (planned, action):
+    for each in (looked, planned, action):
         each.add_argument("--target", default=LATEST, help="what the database comes back to (default %(default)s)")
     action.add_argument("--host-seconds", type=float, default=0, help="how long the host took to prepare")
     action = add(

@@ -212,6 +212,10 @@ def test_bad_input_is_refused(known: Known, host_name: str, tmp_path: Path) -> N
             "disaster_recovery_url is 'http://app.test'",
             {"pgbackrest_repositories": [good], "disaster_recovery_url": "http://app.test"},
         ),
+        "nozone": (
+            "The target '2026-11-23 10:15:00' has no time zone",
+            {"pgbackrest_repositories": [good], "disaster_recovery_target": "2026-11-23 10:15:00"},
+        ),
     }
     hosts = {name: {**CONTAINER, "ansible_host": host_name, **given} for name, (_, given) in cases.items()}
     source = inventory(tmp_path / "bad", hosts)
