@@ -293,6 +293,32 @@ def test_rows_are_compared(monkeypatch: pytest.MonkeyPatch, after: Fingerprint, 
     assert rebuild._compare_rows(copies)[1] == []
 
 
+HISTORY = "1\t0/5000000\tbefore 2026-11-25 20:00:00+00\n\n2\t0/9000000\tno recovery target specified\n"
+
+
+@pytest.mark.parametrize(
+    ("timeline", "lsn", "compared"),
+    [
+        pytest.param(1, "0/4FFFFFF", True, id="before a restore went back"),
+        pytest.param(1, "0/5000001", False, id="given up by a restore"),
+        pytest.param(2, "0/9000000", True, id="up to the loss"),
+        pytest.param(2, "1/0", False, id="lost with the host"),
+        pytest.param(3, "0/A000000", True, id="the rebuilt host's own"),
+        pytest.param(4, "0/1", False, id="on another way"),
+    ],
+)
+def test_only_rows_of_this_past_are_compared(monkeypatch: pytest.MonkeyPatch, timeline: int, lsn: str, *, compared: bool) -> None:
+    """Checksums of a past that a restore gave up after they were recorded say nothing of what is back, so the rebuild can end green."""
+    copies = MagicMock()
+    position = {"timeline": timeline, "lsn": lsn}
+    copies.manifest.return_value = {"time": 0, "position": position, "databases": {"shop": print_of((2, "5")).dump()}}
+    monkeypatch.setattr(postgres, "psql", lambda _: json.dumps(["00000003", "0/A000100", HISTORY]))
+    monkeypatch.setattr(fingerprint, "again", lambda name, before: print_of((3, "7")))
+    said, wrong = rebuild._compare_rows(copies)
+    assert bool(wrong) == compared
+    assert compared or "not compared, as the lost host recorded checksums at 1970-01-01 00:00:00+00, on a past that was given up" in said[0]
+
+
 @pytest.mark.parametrize(
     ("there", "said"),
     [
