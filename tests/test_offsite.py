@@ -13,7 +13,7 @@ from unittest.mock import MagicMock
 
 import pytest
 
-from holdfast import fingerprint, metrics, offsite, rclone
+from holdfast import fingerprint, metrics, offsite, postgres, rclone
 from holdfast.failure import Failure
 from holdfast.fingerprint import Fingerprint
 
@@ -155,6 +155,16 @@ class _Bucket:
 
     def read(self, path: str) -> bytes:
         return json.dumps(path).encode()
+
+
+def test_dump_says_where_its_past_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A dump records the timeline and the position of its checksums, so that a rebuild knows whether they are of its own past."""
+    tool = MagicMock()
+    tool.names.return_value = []
+    monkeypatch.setattr(fingerprint, "databases", list)
+    monkeypatch.setattr(postgres, "psql", lambda _: json.dumps(["0000000B", "2/AB000028"]))
+    offsite.Offsite(offsite.Settings(rclone.Bucket(**BUCKET), "/offsite", "p"), tool)._copy_dumps()
+    assert json.loads(tool.write.call_args.args[1])["position"] == {"timeline": 11, "lsn": "2/AB000028"}
 
 
 @pytest.mark.parametrize(("until", "newest"), [(math.inf, 1), (SINCE + 90, 0)])

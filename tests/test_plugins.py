@@ -163,6 +163,14 @@ def test_fault_inside_a_list_names_the_part() -> None:
     assert "many" in text
 
 
+@pytest.mark.parametrize("name", ["restore_target", "disaster_recovery_target"])
+def test_split_value_is_known_beside_its_input(name: str) -> None:
+    """What Ansible splits off a time on the command line is no unknown variable where a role takes it; else it is."""
+    specs: dict[str, dict[str, Any]] = {"role": {name: {}}}
+    assert list(check_inventory._unknown({name: "2026-11-23", "_raw_params": "10:15:00+00"}, specs)) == []
+    assert len(list(check_inventory._unknown({"_raw_params": "10:15:00+00"}, specs))) == 1
+
+
 def test_unknown_part_of_a_list_is_named() -> None:
     option = {"type": "list", "elements": "dict", "options": {"replicas": {"type": "int"}, "image": {"type": "str"}}}
     text = check_inventory._wrong("app_services", option, [{"relpicas": 2}])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import ssl
 import subprocess
 import threading
@@ -13,14 +14,16 @@ from pathlib import Path
 from unittest.mock import MagicMock
 
 import pytest
+import yaml
 
-from holdfast import fingerprint, offsite, postgres, rebuild, restore
+from holdfast import fingerprint, idle, lock, offsite, postgres, rebuild, restore
 from holdfast.failure import Failure
 from holdfast.fingerprint import Fingerprint
 from holdfast.offsite import Copied
 from holdfast.proof import Proof
 from holdfast.rclone import Bucket
 from holdfast.rebuild import PARTS, Question, Site, State
+from tools.shell import ROOT, VENV_BIN
 
 BUCKET = Bucket("s3.test", "r", "backups", "k", "s")
 SETTINGS = offsite.Settings(BUCKET, "/offsite", "p", documents=BUCKET)
@@ -34,7 +37,11 @@ def _bare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rebuild, "CLUSTERS", tmp_path / "postgresql")
     monkeypatch.setattr(rebuild, "LIVE", tmp_path / "app" / "live")
     monkeypatch.setattr(postgres, "DATA", tmp_path / "postgresql" / "17" / "main")
+    monkeypatch.setattr(rebuild, "APPLICATION_UNIT", tmp_path / "app@.service")
+    monkeypatch.setattr(idle, "busy", lambda _: [])
+    monkeypatch.setattr(restore, "FOLDER", tmp_path / "restore")
     monkeypatch.setattr(restore, "STATE", tmp_path / "restore.json")
+    monkeypatch.setattr(restore, "CONFIG", tmp_path / "etc" / "postgresql.conf")
     monkeypatch.setattr(restore, "PRIVATE", tmp_path / "run")
 
 
@@ -97,6 +104,88 @@ def test_restore_cut_short_goes_on(tmp_path: Path) -> None:
     assert rebuild.look() == "The host is new."
 
 
+def test_rebuild_that_runs_is_not_begun_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither beside a rebuild nor beside a restore is anything looked at or taken away: both go on when the connection is cut."""
+    (tmp_path / "restore").mkdir()
+    restore.STATE.write_text(json.dumps({"target": "latest", "new_host": True}))
+    for call in (rebuild.look, rebuild.clear):
+        with lock.alone(restore.FOLDER, "held"), pytest.raises(Failure, match="`holdfast restore status` says how far the database is"):
+            call()
+    monkeypatch.setattr(idle, "busy", lambda patterns: patterns)
+    for call in (rebuild.look, rebuild.clear):
+        with pytest.raises(Failure, match=r"The host is being rebuilt.*`journalctl --unit holdfast-rebuild\.service`"):
+            call()
+    assert restore.STATE.exists()
+
+
+@pytest.fixture(name="half")
+def _half(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
+    """Have half a database, as a new host's restore leaves it that was cut short; note which programs are run."""
+    found: list[tuple[str, ...]] = []
+    for path in (postgres.DATA / "PG_VERSION", restore.CONFIG):
+        path.parent.mkdir(parents=True)
+        path.touch()
+    restore.STATE.write_text(json.dumps({"target": "latest", "step": "restore the backup", "new_host": True}))
+    State(time.time(), {"host": 1, "certificates": 1, "release": 1}).write()
+
+    def run(words: tuple[str, ...], **_: object) -> subprocess.CompletedProcess[str]:
+        found.append(words)
+        return subprocess.CompletedProcess(words, 0, "", "")
+
+    monkeypatch.setattr(subprocess, "run", run)
+    return found
+
+
+def test_half_a_database_is_taken_away(half: list[tuple[str, ...]]) -> None:
+    """Where a restore was cut short, the server is made anew, once; what is written to it from then on is refused like any other's rows."""
+    assert rebuild.clear() == "changed"
+    assert half == [("systemctl", "stop", restore.UNIT), ("pg_createcluster", "17", "main")]
+    assert not postgres.DATA.exists() and not restore.CONFIG.parent.exists()
+    assert "is not finished; done so far: host, certificates, release" in rebuild.look()
+    assert rebuild.clear() == "unchanged"
+    assert len(half) == 2
+
+
+@pytest.mark.parametrize("part", ["complete", "finished"])
+def test_whole_database_stays(half: list[tuple[str, ...]], part: str) -> None:
+    """What a restore has brought back whole is never taken away, and neither is a server that was not a new host's."""
+    for state in ({"new_host": True, part: True}, {"new_host": False}):
+        restore.STATE.write_text(json.dumps({"target": "latest", **state}))
+        assert rebuild.clear() == "unchanged"
+    assert half == [] and (postgres.DATA / "PG_VERSION").exists()
+
+
+def test_half_a_database_that_somebody_uses_stays(half: list[tuple[str, ...]], brought: list[str]) -> None:
+    """Where the application came to a host whose restore was cut short, nothing is replaced: it may have written rows."""
+    rebuild.APPLICATION_UNIT.touch()
+    for call in (rebuild.look, rebuild.clear, lambda: rebuild.run(SETTINGS, 1)):
+        with pytest.raises(Failure, match="the application has been installed since"):
+            call()
+    assert half == [] and brought == [] and (postgres.DATA / "PG_VERSION").exists()
+
+
+def test_server_that_can_not_be_made_anew(half: list[tuple[str, ...]], monkeypatch: pytest.MonkeyPatch) -> None:
+    """What failed is told, and the next run of the playbook does it again."""
+    done = subprocess.CompletedProcess("", 1, "", "Error: no space left")
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: done)
+    with pytest.raises(Failure, match=r"`systemctl stop \S+` failed \(Error: no space left\).*Run playbooks/rebuild\.yml again"):
+        rebuild.clear()
+    assert (postgres.DATA / "PG_VERSION").exists() and restore.STATE.exists()
+
+
+def test_upgrades_wait_for_every_long_command() -> None:
+    """Upgrades and reboots wait for each unit in which a role starts a long command of ours."""
+    started = {
+        f"{word.removeprefix('--unit=')}.service"
+        for file in ROOT.glob("roles/*/tasks/*.yml")
+        for word in file.read_text(encoding="utf-8").split()
+        if word.startswith("--unit=holdfast-")
+    }
+    waited_for = yaml.safe_load((ROOT / "roles" / "base" / "defaults" / "main.yml").read_text(encoding="utf-8"))["base_uninterrupted_units"]
+    assert "holdfast-rebuild.service" in started
+    assert started <= set(waited_for)
+
+
 def test_plan_opens_the_bucket_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """What the bucket has to bring back is told part by part, also what it has no copy of."""
     copies = MagicMock()
@@ -142,9 +231,35 @@ def test_restored_by_hand(brought: list[str]) -> None:
     assert found and found.target == "until-gap"
 
 
-def test_target_that_is_none_is_refused_first() -> None:
-    with pytest.raises(Failure, match="The target 'yesterday' is none"):
-        rebuild.plan(SETTINGS, "yesterday")
+@pytest.mark.parametrize(
+    ("target", "said"),
+    [("yesterday", "The target 'yesterday' is none"), ("2026-11-23 10:15:00", "has no time zone"), ("latest 10:15", "is none")],
+)
+def test_target_that_is_none_is_refused_first(target: str, said: str) -> None:
+    """A target that is none is refused while nothing was touched, and again where the bucket is asked."""
+    for call in (lambda: rebuild.look(target), lambda: rebuild.plan(SETTINGS, target)):
+        with pytest.raises(Failure, match=said):
+            call()
+
+
+@pytest.mark.parametrize("role", ["restore", "disaster_recovery"])
+def test_time_on_the_command_line_stays_whole(tmp_path: Path, role: str) -> None:
+    """Of `-e disaster_recovery_target='2026-11-23 10:15:00+00'` Ansible makes two variables, and the role one time again."""
+    moment, name = "2026-11-23 10:15:00+00", f"{role}_target"
+    for step in ("plan", "run"):
+        assert not re.search(rf"(?<!_){name}\b", (ROOT / "roles" / role / "tasks" / f"{step}.yml").read_text(encoding="utf-8"))
+    play = {
+        "name": "Play",
+        "hosts": "localhost",
+        "connection": "local",
+        "gather_facts": False,
+        "vars_files": [str(ROOT / "roles" / role / "vars" / "main.yml")],
+        "tasks": [{"name": "Say", "ansible.builtin.debug": {"msg": f"<{{{{ __{name} }}}}>"}}],
+    }
+    (tmp_path / "play.yml").write_text(yaml.safe_dump([play]), encoding="utf-8")
+    words = [str(VENV_BIN / "ansible-playbook"), "-i", "localhost,", str(tmp_path / "play.yml"), "-e", f"{name}={moment}"]
+    said = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False, timeout=60)
+    assert f"<{moment}>" in said.stdout, said.stdout + said.stderr
 
 
 def print_of(*buckets: tuple[int, str]) -> Fingerprint:
@@ -176,6 +291,32 @@ def test_rows_are_compared(monkeypatch: pytest.MonkeyPatch, after: Fingerprint, 
     assert (len(said), len(wrong)) == ((0, 1) if faults else (1, 0))
     copies.dumps.return_value = []
     assert rebuild._compare_rows(copies)[1] == []
+
+
+HISTORY = "1\t0/5000000\tbefore 2026-11-25 20:00:00+00\n\n2\t0/9000000\tno recovery target specified\n"
+
+
+@pytest.mark.parametrize(
+    ("timeline", "lsn", "compared"),
+    [
+        pytest.param(1, "0/4FFFFFF", True, id="before a restore went back"),
+        pytest.param(1, "0/5000001", False, id="given up by a restore"),
+        pytest.param(2, "0/9000000", True, id="up to the loss"),
+        pytest.param(2, "1/0", False, id="lost with the host"),
+        pytest.param(3, "0/A000000", True, id="the rebuilt host's own"),
+        pytest.param(4, "0/1", False, id="on another way"),
+    ],
+)
+def test_only_rows_of_this_past_are_compared(monkeypatch: pytest.MonkeyPatch, timeline: int, lsn: str, *, compared: bool) -> None:
+    """Checksums of a past that a restore gave up after they were recorded say nothing of what is back, so the rebuild can end green."""
+    copies = MagicMock()
+    position = {"timeline": timeline, "lsn": lsn}
+    copies.manifest.return_value = {"time": 0, "position": position, "databases": {"shop": print_of((2, "5")).dump()}}
+    monkeypatch.setattr(postgres, "psql", lambda _: json.dumps(["00000003", "0/A000100", HISTORY]))
+    monkeypatch.setattr(fingerprint, "again", lambda name, before: print_of((3, "7")))
+    said, wrong = rebuild._compare_rows(copies)
+    assert bool(wrong) == compared
+    assert compared or "not compared, as the lost host recorded checksums at 1970-01-01 00:00:00+00, on a past that was given up" in said[0]
 
 
 @pytest.mark.parametrize(

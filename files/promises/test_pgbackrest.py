@@ -84,6 +84,12 @@ def test_on_timer(host: Host, kind: str) -> None:
     assert values["NextElapseUSecRealtime"]
 
 
+@pytest.mark.parametrize("unit", ["holdfast-archive.timer", "holdfast-archive-gap.path"])
+def test_guard_is_on(host: Host, unit: str) -> None:
+    """What measures the archive, and what has a backup made where WAL is missing, wait for their moment."""
+    assert host.check_output(f"systemctl is-active {unit}") == "active"
+
+
 def test_success_is_measured(host: Host) -> None:
     """The last backup of each kind that was made says so in the metrics, and none has failed."""
     text = host.check_output("cat /var/lib/prometheus/node-exporter/holdfast_backup_*.prom")

@@ -27,8 +27,8 @@ KINDS = {
     "list": "a list",
     "dict": "a mapping of names to values (dict)",
 }
-# What Ansible makes of the part after the blank in `-e NAME='VALUE VALUE'`, and the input whose role puts it together again.
-SPLIT = {"_raw_params": "restore_target"}
+# What Ansible makes of the part after the blank in `-e NAME='VALUE VALUE'`, and the inputs whose roles put it together again.
+SPLIT = {"_raw_params": ("restore_target", "disaster_recovery_target")}
 # Variables that Ansible, or a tool that calls it, puts into every play.
 FOREIGN = re.compile(
     r"^(ansible_|molecule_|inventory_|role_|playbook_dir|group_names$|groups$|hostvars$|omit$|play_hosts$|environment$|vars$|discovered_)"
@@ -140,7 +140,7 @@ def _unknown(variables: dict[str, Any], specs: dict[str, dict[str, Any]]) -> Ite
     known = {name for options in specs.values() for name in options}
     reserved = get_reserved_names()
     for name in sorted(variables):
-        if variables.get(SPLIT.get(name, "")):
+        if any(variables.get(each) for each in SPLIT.get(name, ())):
             continue
         if name in known or name in reserved or name.startswith("__") or FOREIGN.match(name):
             continue

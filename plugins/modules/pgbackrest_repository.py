@@ -42,7 +42,7 @@ options:
   adopt:
     description:
       - Whether the past of another database is welcome, because it is about to be restored.
-      - Then it is only read, and one repository at least has to hold a backup.
+      - Then it is only read, and one repository at least has to hold a backup; a warning names one that does not answer.
     type: bool
     default: false
   timeout_seconds:
@@ -76,14 +76,27 @@ BACKUP = re.compile(rb"^\[backup:current\]\n\d{8}-\d{6}F", re.MULTILINE)
 COMMAND_SECONDS = 30
 
 
+class _OtherPassphrase(Refused):
+    """A repository that answers, and that no waiting will open."""
+
+
 def _cluster(data: str) -> str:
-    """Return the system identifier of the host's cluster; empty where there is none."""
+    """Return the system identifier of the host's cluster; empty where there is none.
+
+    Raises:
+        Refused: there is one, and it can't be told.
+    """
     if not Path(data, "PG_VERSION").exists() or not Path(CONTROL_DATA).exists():
         return ""
     environment = {**os.environ, "LC_ALL": "C"}
-    done = subprocess.run([CONTROL_DATA, data], check=True, capture_output=True, text=True, timeout=COMMAND_SECONDS, env=environment)
-    found: list[str] = re.findall(r"^Database system identifier: +(\d+)$", done.stdout, re.MULTILINE)
-    return found[0]
+    done = subprocess.run([CONTROL_DATA, data], check=False, capture_output=True, text=True, timeout=COMMAND_SECONDS, env=environment)
+    if found := re.search(r"^Database system identifier: +(\d+)$", done.stdout, re.MULTILINE):
+        return found[1]
+    why = (done.stderr.strip().splitlines() or ["it names none"])[-1]
+    raise Refused(
+        f"{data} does not say which database it holds ({why}), as a restore leaves it that was cut short: `holdfast restore status` on the "
+        "host says how to go on."
+    )
 
 
 def _decrypted(content: bytes, passphrase: str) -> bytes:
@@ -144,7 +157,7 @@ def _look(repository: dict[str, Any], given: dict[str, Any], cluster: str, *, wr
         return "is empty: nothing was ever kept there, or it is another bucket or path than the lost host's"
     found = IDENTIFIER.search(_decrypted(content, given["passphrase"]))
     if not found:
-        raise Refused(
+        raise _OtherPassphrase(
             "it is encrypted with another passphrase than pgbackrest_cipher_passphrase: put the one back that it was written with, "
             "or write another path."
         )
@@ -176,8 +189,13 @@ def main() -> None:
         supports_check_mode=True,
     )
     given = module.params
-    cluster = _cluster(given["data"])
-    faults, without = [], []
+    try:
+        # What is about to be replaced may be half a database.
+        cluster = "" if given["adopt"] else _cluster(given["data"])
+    except Refused as error:
+        module.exit_json(changed=False, faults=[str(error)])
+        return
+    faults, without, away = [], [], {}
     for repository in given["repositories"]:
         where = f"{repository['bucket']}:{repository['path']}" if repository["type"] == "s3" else repository["path"]
         try:
@@ -185,9 +203,17 @@ def main() -> None:
             if lacks := _look(repository, given, cluster, write=not (module.check_mode or given["adopt"])):
                 without.append(f"'{where}' {lacks}")
         except Refused as error:
-            faults.append(f"pgbackrest_repositories has '{where}', and it can't be used: {error}")
+            if given["adopt"] and not isinstance(error, _OtherPassphrase):
+                # One of them may be lost with the host.
+                away[where] = f"can't be used: {error}".rstrip(".")
+            else:
+                faults.append(f"pgbackrest_repositories has '{where}', and it can't be used: {error}")
+    without += [f"'{where}' {said}" for where, said in away.items()]
     if given["adopt"] and not faults and len(without) == len(given["repositories"]):
         faults.append(f"pgbackrest_repositories has nothing to bring back: {'; '.join(without)}.")
+    elif not faults:
+        for where, said in away.items():
+            module.warn(f"pgbackrest_repositories has '{where}', which {said}. What only it holds is not brought back.")
     module.exit_json(changed=False, faults=faults)
 
 

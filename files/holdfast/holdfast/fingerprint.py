@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from holdfast import postgres
+from holdfast import postgres, recovery
 
 BUCKETS = 64
 SECONDS = 3600
@@ -23,6 +23,15 @@ WHERE c.relkind = 'r' AND c.relpersistence = 'p' AND n.nspname !~ '^pg_' AND n.n
 """
 DATABASES = "SELECT json_agg(datname ORDER BY datname) FROM pg_database WHERE datallowconn AND NOT datistemplate"
 BOUND = "SELECT pg_snapshot_xmin(pg_current_snapshot())::xid"
+# The name of a segment begins with its timeline. The empty transaction has all before it archived, on a server that stands idle too.
+POSITION = """
+SELECT json_build_array(left(pg_walfile_name(pg_current_wal_insert_lsn()), 8), pg_current_wal_insert_lsn());
+DO $$ BEGIN PERFORM pg_current_xact_id(); END $$;
+"""
+HISTORY = """
+SELECT json_build_array(timeline, pg_current_wal_insert_lsn(), coalesce(pg_read_file('pg_wal/' || timeline || '.history', true), ''))
+FROM (SELECT left(pg_walfile_name(pg_current_wal_insert_lsn()), 8) AS timeline) here
+"""
 # A name comes quoted from the catalogue.
 HASHES = """
 SELECT json_build_array('LITERAL', (hash & BITS)::text, count(*), sum(hash)::text)
@@ -61,6 +70,32 @@ class Fingerprint:
     def rows(self) -> int:
         """Count the rows that it covers."""
         return sum(rows for buckets in self.tables.values() for rows, _ in buckets.values())
+
+
+@dataclass(frozen=True)
+class Position:
+    """How far the server had written.
+
+    Attributes:
+        timeline: the timeline that it wrote on.
+        lsn: where on it.
+    """
+
+    timeline: int
+    lsn: str
+
+    @classmethod
+    def now(cls) -> Position:
+        """Return how far it has written; everything that a fingerprint of before covers lies before that."""
+        timeline, lsn = json.loads(postgres.psql(POSITION))
+        return cls(int(timeline, 16), lsn)
+
+    def is_past(self) -> bool:
+        """Say whether the server here came by this position: a timeline that was left counts up to there."""
+        timeline, lsn, history = json.loads(postgres.psql(HISTORY))
+        words = [line.split() for line in history.splitlines() if line.strip() and not line.startswith("#")]
+        ends = {int(each[0]): each[1] for each in words} | {int(timeline, 16): lsn}
+        return self.timeline in ends and recovery.lsn(self.lsn) <= recovery.lsn(ends[self.timeline])
 
 
 def databases() -> list[str]:

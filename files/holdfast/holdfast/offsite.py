@@ -28,7 +28,7 @@ import tarfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -168,8 +168,9 @@ class Offsite:
             words = ["pg_dump", "--format=custom", "--compress=zstd:3", "--host", postgres.SOCKETS, "--dbname", name]
             self.tool.stream(words, f"{folder}/{name}.dump")
             prints[name] = fingerprint.take(name).dump()
+        manifest = {"time": time.time(), "position": asdict(fingerprint.Position.now()), "databases": prints}
         # A folder without it is a copy that was cut short.
-        self.tool.write(f"{folder}/{MANIFEST}", json.dumps({"time": time.time(), "databases": prints}).encode())
+        self.tool.write(f"{folder}/{MANIFEST}", json.dumps(manifest).encode())
         self._expire_dumps()
         listed = self.tool.entries(folder)
         return Copied(len(listed), sum(each["Size"] for each in listed))

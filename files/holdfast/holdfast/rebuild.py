@@ -12,8 +12,10 @@ import io
 import json
 import logging
 import re
+import shutil
 import socket
 import ssl
+import subprocess
 import sys
 import tarfile
 import time
@@ -25,9 +27,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from holdfast import durable, fingerprint, offsite, postgres, restore
+from holdfast import durable, fingerprint, idle, lock, offsite, postgres, restore
 from holdfast.failure import Failure
-from holdfast.fingerprint import Fingerprint
+from holdfast.fingerprint import Fingerprint, Position
 from holdfast.offsite import CURRENT, DOCUMENTS, SETTINGS, Offsite, Settings
 from holdfast.recovery import Target
 
@@ -35,6 +37,10 @@ FOLDER = Path("/var/lib/holdfast-rebuild")
 STATE = FOLDER / "state.json"
 CLUSTERS = Path("/var/lib/postgresql")
 LIVE = Path("/srv/app/live")
+UNIT = "holdfast-rebuild.service"
+# The role app writes it, and a rebuild comes to that role only once the database is back.
+APPLICATION_UNIT = Path("/etc/systemd/system/app@.service")
+CLUSTER_SECONDS = 600
 HOST, APPLICATION, CHECK = "host", "application", "check"
 # The proxy must find its certificates, and the application its release, when they start for the first time.
 PARTS = ("certificates", "release", "database", "documents")
@@ -111,11 +117,31 @@ def _copied_at(name: str) -> str:
     return _utc(offsite.made(name))
 
 
-def look() -> str:
-    """Refuse a host on which something could be lost; nothing is changed.
+def look(target: str = LATEST) -> str:
+    """Refuse a host on which something could be lost, or on which a rebuild runs already; nothing is changed.
 
     Raises:
-        Failure: the host is in use.
+        Failure: the host is in use, or the target is none.
+    """
+    Target.parse(target, time.time())
+    _refuse_running()
+    return _progress()
+
+
+def _refuse_running() -> None:
+    """Refuse to go on beside a rebuild or a restore, which go on when the connection is cut."""
+    if idle.busy([UNIT]) or lock.held(restore.FOLDER):
+        raise Failure(
+            "The host is being rebuilt, or its database restored, which goes on when the connection is cut: `holdfast restore status` says "
+            f"how far the database is, and `journalctl --unit {UNIT}` when the rebuild has ended. Then run playbooks/rebuild.yml again."
+        )
+
+
+def _progress() -> str:
+    """Say how far this host is, and refuse one that is in use.
+
+    Raises:
+        Failure: it is in use.
     """
     state = State.read()
     if state and state.finished:
@@ -123,17 +149,64 @@ def look() -> str:
             f"The host was rebuilt at {_utc(state.finished)} and is in use since: site.yml keeps it, and playbooks/restore.yml brings an "
             "older state of its database back."
         )
+    unfinished = _cut_short()
     if state:
         return f"A rebuild that began at {_utc(state.began)} is not finished; done so far: {', '.join(state.seconds) or 'nothing'}."
     for version in sorted(CLUSTERS.glob("*/*/PG_VERSION")):
         if version.parent != postgres.DATA:
             raise Failure(f"{version.parent} holds another PostgreSQL server's data: take it away from the host, or rebuild on a new one.")
-    unfinished = restore.State.read()
-    if not (unfinished and unfinished.new_host and not unfinished.finished):
+    if not unfinished:
         restore.refuse_data()
     if LIVE.exists():
         raise Failure(f"{LIVE} names a release, so the host has an application: site.yml keeps it; rebuild on a new host.")
     return "The host is new."
+
+
+def _cut_short() -> restore.State | None:
+    """Return the restore of this new host's database that was cut short; nothing where there is none.
+
+    What it left is replaced, so nobody may have written to it.
+
+    Raises:
+        Failure: the application may have.
+    """
+    state = restore.State.read()
+    if state is None or not state.new_host or state.finished:
+        return None
+    if APPLICATION_UNIT.exists():
+        raise Failure(
+            f"The restore of the database to {state.target} was cut short, and the application has been installed since "
+            f"({APPLICATION_UNIT}) and may have written to it: site.yml keeps what is there; rebuild on a new host."
+        )
+    return state
+
+
+def clear() -> str:
+    """Make the server anew where a restore was cut short: the role postgresql can't start half a data directory.
+
+    Raises:
+        Failure: it could not be made, or somebody may have written to it.
+    """
+    _refuse_running()
+    unfinished = _cut_short()
+    if unfinished is None or unfinished.complete:
+        return "unchanged"
+    _do("systemctl", "stop", restore.UNIT)
+    for folder in (postgres.DATA, restore.CONFIG.parent):
+        if folder.exists():
+            shutil.rmtree(folder)
+    # With the options that the role postgresql wrote for new clusters; the rest of its configuration the roles write again.
+    _do("pg_createcluster", postgres.DATA.parent.name, postgres.DATA.name)
+    # From here on it is a new host's server, and is refused like any other where somebody has filled it.
+    restore.STATE.unlink()
+    return "changed"
+
+
+def _do(*words: str) -> None:
+    done = subprocess.run(words, check=False, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=CLUSTER_SECONDS)
+    if done.returncode:
+        why = (done.stderr.strip().splitlines() or ["it gave no reason"])[-1]
+        raise Failure(f"`{' '.join(words)}` failed ({why}), so what a restore left that was cut short is there still. {AGAIN}")
 
 
 def plan(settings: Settings, target: str = LATEST) -> list[str]:
@@ -181,6 +254,7 @@ def _database(state: State) -> list[str]:
     if before and before.new_host and before.finished:
         state.target = before.target
         return ["Database: it was back already."]
+    _cut_short()
     found = restore.run(target, new_host=True)
     rows = sum(sum(tables.values()) for tables in found.rows.values())
     written = LAST_WRITE.findall(_recovery_log())
@@ -219,7 +293,7 @@ def run(settings: Settings, host_seconds: float, target: str = LATEST) -> State:
     """
     state = State.read()
     if state is None or state.finished:
-        look()
+        _progress()
         state = State(time.time())
     if "database" not in state.seconds:
         state.target = target
@@ -330,6 +404,9 @@ def _compare_rows(copies: Offsite) -> tuple[list[str], list[str]]:
     if not copies.dumps():
         return ["Rows: the lost host had recorded no checksums, so there are none to compare with."], []
     manifest = copies.manifest()
+    # A copy of before a restore is of rows that the restore gave up; one without a position is older than this question.
+    if (position := manifest.get("position")) and not Position(**position).is_past():
+        return [f"Rows: not compared, as the lost host recorded checksums at {_utc(manifest['time'])}, on a past that was given up."], []
     faults, rows, changed = [], 0, 0
     for name, content in manifest["databases"].items():
         before = Fingerprint.read(content)
@@ -414,7 +491,7 @@ def _report() -> str:
     if state is None:
         return "This host was not rebuilt."
     if not state.finished:
-        return look()
+        return _progress()
     return "\n".join([f"This host was rebuilt at {_utc(state.finished)}.", *state.lines()])
 
 
@@ -438,7 +515,8 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         action.set_defaults(call=lambda given: print(call(given)))
         return action
 
-    add("look", "refuse a host on which something could be lost", lambda _: look())
+    looked = add("look", "refuse a host on which something could be lost", lambda given: look(given.target))
+    add("clear", "make the server anew where a restore of it was cut short", lambda _: clear())
     planned = add(
         "plan", "say what the bucket has to bring back", lambda given: "\n".join(plan(Settings.read(given.settings), given.target))
     )
@@ -447,7 +525,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "bring back what is not back yet",
         lambda given: "\n".join(run(Settings.read(given.settings), given.host_seconds, given.target).lines()),
     )
-    for each in (planned, action):
+    for each in (looked, planned, action):
         each.add_argument("--target", default=LATEST, help="what the database comes back to (default %(default)s)")
     action.add_argument("--host-seconds", type=float, default=0, help="how long the host took to prepare")
     action = add(

@@ -95,7 +95,8 @@ class Target:
         except ValueError as error:
             raise Failure(f"The target '{text}' is no time: {FORMS}.") from error
         if moment.tzinfo is None:
-            raise Failure(f"The target '{text}' has no time zone, so it may mean any hour: write '{text}+00' for UTC.")
+            whole = text if len(text) > len("2026-11-23") else f"{text} 00:00:00"
+            raise Failure(f"The target '{text}' has no time zone, so it may mean any hour: write '{whole}+00' for UTC.")
         if moment.timestamp() > now:
             raise Failure(f"The target '{text}' is in the future, and it is {_utc(now)} now: write an earlier time, or latest.")
         return cls("time", moment.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S.%f+00"), moment.timestamp())

@@ -198,6 +198,16 @@ def test_one_backup_at_a_time(host: Host) -> None:
     assert len(past.stanza(host)["backup"]) == count + 2
 
 
+def test_stopped_timers_come_back(host: Host, host_name: str) -> None:
+    """A timer of the backups, or what waits for a gap in the archive, that somebody has stopped runs again after a run of the role."""
+    units = "holdfast-backup@full.timer holdfast-archive.timer holdfast-archive-gap.path"
+    host.check_output(f"systemctl stop {units}")
+    assert host.run(f"systemctl is-active {units}").stdout.split() == ["inactive"] * 3
+    done = play_on(host_name, PLAYBOOK, "--tags", "preflight,pgbackrest:service")
+    assert done.returncode == 0 and "changed=1" in done.stdout, done.stdout
+    assert host.check_output(f"systemctl is-active {units}").split() == ["active"] * 3
+
+
 def test_backup_by_hand(host: Host, host_name: str) -> None:
     """playbooks/backup.yml makes a backup now, of the kind that is asked for."""
     held = past.stanza(host)["backup"]
