@@ -73,7 +73,7 @@ def test_targets(text: str, kind: str, value: str) -> None:
     ("text", "said"),
     [
         ("2026-11-23 10:15:00", "has no time zone"),
-        ("2026-11-23", "write '2026-11-23 00:00:00+00' for UTC"),
+        ("2026-11-23", "write '2026-11-23 00:00:00"),
         ("2026-11-23 25:15:00+00", "is no time"),
         ("2026-11-25 09:46:41+00", "is in the future"),
         ("xid:x", "is none"),

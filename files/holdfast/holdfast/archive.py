@@ -173,12 +173,13 @@ def _load() -> State:
         Failure: it is there and can't be read.
     """
     try:
-        state = State(**json.loads(STATE.read_text(encoding="utf-8")))
+        content: dict[str, Any] = json.loads(STATE.read_text(encoding="utf-8"))
+        # An older guard noted one segment for all repositories.
+        return State(**content) if all(isinstance(content.get(name, {}), dict) for name in ("complete", "gap_at")) else State()
     except (FileNotFoundError, ValueError, TypeError):
         return State()
     except OSError as error:
         raise Failure(f"{STATE} can't be read ({error.strerror}), and a gap may be noted in it: `chown postgres: {STATE}`.") from error
-    return state if isinstance(state.complete, dict) and isinstance(state.gap_at, dict) else State()
 
 
 def _ask_for_backup(key: str, segment: str) -> None:
