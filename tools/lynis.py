@@ -40,6 +40,7 @@ ANSWERS = {
     "BOOT-5180": "systemd starts the services and has no runlevels; each service of ours has the promise that it starts at boot.",
     "BOOT-5264": "Each unit of ours is at 3.0 at most, or says why not, which is a promise; others are as Debian confines them.",
     "CONT-8104": "They are what the machine's kernel can't do; what can be said of the daemon is in the promises of role docker.",
+    "DBS-1828": "Each user's psql fails without them; no secret is in them. What is ours is in conf.d and pg_hba.conf, both 0640.",
     "DEB-0280": "Services have folders of their own in /tmp by systemd; a variable that sudo carries to other users breaks theirs.",
     "DEB-0810": "Upgrades install themselves at night, and only security's: nobody would read its question.",
     "DEB-0811": "Upgrades install themselves at night: nobody would read it.",

@@ -39,15 +39,6 @@ def test_folder_is_closed(host: Host) -> None:
     assert host.run("runuser -u postgres -- ls /var/lib/postgresql/17").rc == 0
 
 
-def test_files_are_closed(host: Host) -> None:
-    """Whoever is not postgres reads nothing of how the server is configured, and psql works without."""
-    config = "/etc/postgresql/17/main"
-    readable = f"find {config} -type f -readable"
-    assert host.check_output(f"runuser -u nobody -- {readable}") == ""
-    assert f"{config}/postgresql.conf" in host.check_output(f"runuser -u postgres -- {readable}").split()
-    assert host.check_output("runuser -u nobody -- psql --version").startswith("psql (PostgreSQL) 17.")
-
-
 def test_unix_socket_only(host: Host) -> None:
     """The server listens on no TCP port."""
     assert _ask(host, "SHOW listen_addresses") == ""
