@@ -989,6 +989,17 @@ def test_drill_that_a_restore_ended_is_not_red(monkeypatch: pytest.MonkeyPatch, 
     assert "was ended from outside (signal)" in drill._report() and metrics.read("drill")["holdfast_drill_success"] == 0
 
 
+def test_no_drill_is_held_during_a_restore(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A drill whose time comes while the server is down for a restore leaves that to the next one, and is not red."""
+    monkeypatch.setattr(backups, "RESTORE", tmp_path)
+    monkeypatch.setattr(drill, "run", lambda: drill.Report(0))
+    with lock.alone(tmp_path, "Another restore is running."):
+        drill._call(argparse.Namespace())
+    assert "no drill is held" in capsys.readouterr().out
+    drill._call(argparse.Namespace())
+    assert "no drill is held" not in capsys.readouterr().out
+
+
 def test_undo_starts_only_what_ran(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     """What somebody stopped since a restore stays down when it is taken back; what one that ended halfway had stopped comes up."""
     started: list[str] = []

@@ -335,12 +335,20 @@ def _report() -> str:
         raise Failure(f"{REPORT} can't be read ({error}): `systemctl start holdfast-drill.service` writes it anew.") from error
 
 
+def _call(_: argparse.Namespace) -> None:
+    # The server is down meanwhile, which is no fault of the backups.
+    if lock.held(backup.RESTORE):
+        print("The database is being restored, so no drill is held: the next one comes by itself.")
+    else:
+        print("\n".join(run().lines()))
+
+
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add `drill` to the command line."""
     parser = commands.add_parser("drill", help="prove that the newest backup brings everything back")
     actions = parser.add_subparsers(dest="action", required=True)
     action = actions.add_parser("run", help="hold a drill (what holdfast-drill.service does)")
-    action.set_defaults(call=lambda _: print("\n".join(run().lines())))
+    action.set_defaults(call=_call)
     action = actions.add_parser("report", help="say how the last drill went")
     action.set_defaults(call=lambda _: print(_report()))
     action = actions.add_parser("clean", help="remove what a drill left behind that was killed")
