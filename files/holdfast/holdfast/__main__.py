@@ -29,7 +29,7 @@ def main() -> int:
     given = parser.parse_args()
     # journald adds the time, and reads the level from the prefix.
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    # Whatever umask a person or a unit has: what root writes, the server reads; secrets lie in files and folders of their own mode.
+    # Whatever umask a person or a unit has: what root writes the server reads, and sshd, as whoever logs in. Secrets have a mode of their own.
     os.umask(0o022)
     try:
         given.call(given)

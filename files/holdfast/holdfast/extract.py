@@ -114,8 +114,7 @@ def run(text: str, database: str, table: str = "", into: str = "", *, spare_mb: 
     recovery.refuse_gap(choice, archives, recovery.unarchived())
     recovery.reach(choice)
     FOLDER.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if "user" in (who := postgres.identity()):
-        os.chown(FOLDER, who["user"], who["group"])
+    postgres.give(FOLDER)
     log.info("restore the backup %s into a copy", choice.backup.label)
     with scratch.alone(SCRATCH), scratch.copy(SCRATCH, choice, spare_mb=spare_mb) as copy:
         log.info("dump what is wanted")

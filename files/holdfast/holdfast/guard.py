@@ -139,8 +139,6 @@ class Known:
         if self.content is None and not self.link:
             path.unlink(missing_ok=True)
             return
-        # Whatever umask the admin has: sshd reads the folder of the keys as the user who logs in.
-        os.umask(0o022)
         path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
         # Neither sshd nor sudo reads a file of such a name.
         fresh = path.with_name(f".{path.name}.holdfast~")

@@ -46,6 +46,16 @@ def identity() -> Identity:
     return {"user": found.pw_uid, "group": found.pw_gid, "extra_groups": os.getgrouplist(SYSTEM_USER, found.pw_gid)}
 
 
+def give(path: Path) -> None:
+    """Give a path to postgres, where that is not who we are.
+
+    Raises:
+        Failure: the server is not installed.
+    """
+    if "user" in (who := identity()):
+        os.chown(path, who["user"], who["group"])
+
+
 def as_postgres(words: Sequence[str], *, timeout_seconds: float, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
     """Run a program as postgres, from root or from postgres itself, and return what it printed.
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import os
 import shutil
 import socket as network
 import subprocess
@@ -478,14 +477,12 @@ def _hand_on_timelines(source: Path, kept: Path) -> None:
     A server takes the first number of which it finds no history, in the archive or, while that is away, in its own pg_wal. Of one that is
     given out twice the segments have the same names, so archiving would stand still.
     """
-    who = postgres.identity()
     for history in sorted((source / "pg_wal").glob("*.history")):
         for path in (history, *(source / "pg_wal" / "archive_status").glob(f"{history.name}.*")):
             copied = kept / path.relative_to(source)
             if not copied.exists():
                 durable.write(copied, path.read_bytes())
-            if "user" in who:
-                os.chown(copied, who["user"], who["group"])
+            postgres.give(copied)
 
 
 def _any_data() -> bool:
@@ -494,11 +491,9 @@ def _any_data() -> bool:
 
 def _empty() -> None:
     """Leave an empty data directory."""
-    who = postgres.identity()
     shutil.rmtree(postgres.DATA, ignore_errors=True)
     postgres.DATA.mkdir(mode=0o700, parents=True)
-    if "user" in who:
-        os.chown(postgres.DATA, who["user"], who["group"])
+    postgres.give(postgres.DATA)
 
 
 def _settings() -> dict[str, str]:
@@ -691,10 +686,8 @@ def undo() -> str:
 
 def _new_timeline() -> None:
     signal = postgres.DATA / "recovery.signal"
-    who = postgres.identity()
     signal.touch(mode=0o600)
-    if "user" in who:
-        os.chown(signal, who["user"], who["group"])
+    postgres.give(signal)
     own = dict.fromkeys((name for name in LEFT_BEHIND if name.startswith("recovery_target_")), "") | {
         "restore_command": f"pgbackrest --stanza={postgres.STANZA} --no-archive-async archive-get %f %p",
         "recovery_target_action": "promote",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping
@@ -46,11 +45,9 @@ class Copy:
 
 
 def _own(folder: Path, *names: str) -> None:
-    who = postgres.identity()
     for path in (folder, *(folder / name for name in names)):
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if "user" in who:
-            os.chown(path, who["user"], who["group"])
+        postgres.give(path)
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import signal
 import subprocess
@@ -53,13 +52,11 @@ class Server:
 
     def __enter__(self) -> Self:
         """Start it."""
-        who = postgres.identity()
         self.socket.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if "user" in who:
-            os.chown(self.socket, who["user"], who["group"])
+        postgres.give(self.socket)
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
-                self._words, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, cwd="/", umask=0o077, **who
+                self._words, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, cwd="/", umask=0o077, **postgres.identity()
             )
         return self
 
