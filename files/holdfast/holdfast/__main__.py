@@ -29,7 +29,7 @@ def main() -> int:
     given = parser.parse_args()
     # journald adds the time, and reads the level from the prefix.
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    # Whatever umask a person or a unit has: what root writes the server reads, and sshd, as whoever logs in. Secrets have a mode of their own.
+    # Whatever umask a person or a unit has: the server reads what root writes, and sshd as well; secrets lie in files of their own mode.
     os.umask(0o022)
     try:
         given.call(given)

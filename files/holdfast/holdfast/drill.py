@@ -187,7 +187,7 @@ def _newest(now: float) -> Choice:
         backup.refuse_damaged(postgres.info(), archive.key)
     except Failure as failure:
         raise Failure(f"Repository {archive.key}: {failure}") from failure
-    return recovery.choose(Target("latest"), archive)
+    return recovery.choose(Target(recovery.LATEST), archive)
 
 
 def _compare(before: Before, copy: scratch.Copy, settings: Settings, report: Report) -> list[str]:

@@ -157,7 +157,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     wanted.add_argument("database", nargs="?")
     wanted.add_argument("--clean", action="store_true", help="only remove the copy of one that was killed (ExecStopPost=)")
     parser.add_argument("--table", default="", help="only this table, with its schema where that is not public")
-    parser.add_argument("--target", default="latest", help=recovery.FORMS)
+    parser.add_argument("--target", default=recovery.LATEST, help=recovery.FORMS)
     parser.add_argument("--into", default="", metavar="NAME", help="load it into a new database of this name as well")
     parser.add_argument(
         "--spare-mb", type=int, default=SPARE_MB, metavar="MB", help="what has to stay free on the disk (default %(default)s)"

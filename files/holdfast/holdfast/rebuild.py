@@ -31,7 +31,7 @@ from holdfast import durable, fingerprint, idle, lock, offsite, postgres, restor
 from holdfast.failure import Failure
 from holdfast.fingerprint import Fingerprint, Position
 from holdfast.offsite import CURRENT, DOCUMENTS, SETTINGS, Offsite, Settings
-from holdfast.recovery import Target
+from holdfast.recovery import LATEST, Target
 
 FOLDER = Path("/var/lib/holdfast-rebuild")
 STATE = FOLDER / "state.json"
@@ -50,7 +50,6 @@ WITHOUT = {"certificates": "the proxy gets new ones", "release": "the images tha
 LAST_WRITE = re.compile(r"last completed transaction was at log time (\S+ \S+)")
 CERTIFICATE = re.compile(r"-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----", re.DOTALL)
 HTTPS_PORT = 443
-LATEST = "latest"
 ANSWER_SECONDS = 60
 PAUSE_SECONDS = 1
 AGAIN = "Run playbooks/rebuild.yml again: it goes on from there."

@@ -23,6 +23,7 @@ from holdfast.failure import Failure
 
 BIN = Path("/usr/lib/postgresql/17/bin")
 POINTS = Path("/var/lib/holdfast-restore/points.json")
+LATEST = "latest"
 # Takes the loss of what was written after a segment that is missing.
 UNTIL_GAP = "until-gap"
 FORMS = "write a time with its zone such as '2026-11-23 10:15:00+00', latest, a backup's label, xid:NUMBER or name:RESTORE_POINT"
@@ -76,7 +77,7 @@ class Target:
             Failure: it is none, or it has not been yet.
         """
         text = text.strip()
-        if text in ("latest", UNTIL_GAP):
+        if text in (LATEST, UNTIL_GAP):
             return cls(text)
         if LABEL.match(text):
             return cls("label", text)
@@ -114,7 +115,7 @@ class Target:
     def __str__(self) -> str:
         """Say it in words."""
         return {
-            "latest": "the last archived moment",
+            LATEST: "the last archived moment",
             UNTIL_GAP: "the last moment before WAL is missing",
             "time": f"{self.value.replace('.000000', '')}",
             "label": f"the end of the backup {self.value}",
@@ -218,7 +219,7 @@ class Choice:
 
     def options(self) -> list[str]:
         """Return the options of `pgbackrest restore`."""
-        kind = {"latest": "default", UNTIL_GAP: "default", "label": "immediate"}.get(self.target.kind, self.target.kind)
+        kind = {LATEST: "default", UNTIL_GAP: "default", "label": "immediate"}.get(self.target.kind, self.target.kind)
         words = [f"--repo={self.backup.repository}", f"--set={self.backup.label}", f"--type={kind}"]
         if kind != "default":
             words.append("--target-action=promote")
@@ -348,7 +349,7 @@ def reach(choice: Choice) -> None:
     except Failure:
         return
     # Where a moment needs more than is archived, the copy's server says so.
-    if not there and not wait_archived(segment, ARCHIVED_SECONDS) and target.kind == "latest":
+    if not there and not wait_archived(segment, ARCHIVED_SECONDS) and target.kind == LATEST:
         raise Failure(f"What was written just now is not in the archive after {ARCHIVED_SECONDS} s: `holdfast archive` says why.")
 
 
@@ -548,7 +549,7 @@ def refuse_gap(choice: Choice, found: list[Archive], waiting: Collection[str] = 
     Raises:
         Failure: WAL is missing.
     """
-    if choice.target.kind != "latest":
+    if choice.target.kind != LATEST:
         return
     missing, last = _gap(choice, found, waiting)
     size = choice.backup.segment_bytes

@@ -154,7 +154,7 @@ class Plan:
     def _lost(self) -> str:
         target = self.choice.target
         since = {"label": self.choice.backup.ended}.get(target.kind, target.moment)
-        if target.kind == "latest":
+        if target.kind == recovery.LATEST:
             return (
                 "nothing, as what is written until the server stops is archived first."
                 if self.running
@@ -292,7 +292,7 @@ def _refuse_drill() -> None:
 
 
 def _need(target: Target) -> str:
-    return "latest would lose it" if target.kind == "latest" else f"{target} may lie in it"
+    return "latest would lose it" if target.kind == recovery.LATEST else f"{target} may lie in it"
 
 
 def _awaited(target: Target, repository: int) -> int:
