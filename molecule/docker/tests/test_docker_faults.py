@@ -5,12 +5,10 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
+import promises
 import pytest
 from testinfra.host import Host
-
-from tools.shell import ROOT, VENV_BIN, run
 
 IMAGE = "molecule/busybox"
 PATIENCE_SECONDS = 30
@@ -106,20 +104,13 @@ def networks(host: Host) -> Iterator[list[str]]:
     host.check_output(f"timeout 20 docker network rm {' '.join(made)}")
 
 
-def _addresses_hold(host: Host) -> bool:
-    """Say whether the promise about addresses holds."""
-    promise = ROOT / "files" / "promises" / "test_docker.py"
-    words: list[str | Path] = [VENV_BIN / "pytest", "--quiet", f"--hosts=docker://{host.backend.name}", f"{promise}::test_addresses"]
-    return run(words, check=False, timeout_seconds=120).returncode == 0
-
-
 def test_addresses_of_others_are_theirs(host: Host, networks: list[str]) -> None:
     """The promise about addresses leaves other applications' networks alone, and is broken by one of the application's outside the pool."""
     assert len(networks) == 2
-    assert _addresses_hold(host)
+    assert promises.broken(host, "docker", "test_addresses") == ""
     host.check_output("timeout 20 docker network create --label com.docker.compose.project=app-blue --subnet 10.99.8.0/24 molecule-blue")
     try:
-        assert not _addresses_hold(host)
+        assert promises.broken(host, "docker", "test_addresses")
     finally:
         host.check_output("timeout 20 docker network rm molecule-blue")
 
