@@ -114,6 +114,17 @@ def test_settings_hide_secrets() -> None:
     assert "another-one" not in repr(settings)
 
 
+@pytest.mark.parametrize("opened", [[], ["\x10\x83z"]])
+def test_names_by_chance(opened: list[str]) -> None:
+    """A name that a wrong passphrase turns into another by chance does not make it the right one."""
+    tool = MagicMock()
+    copies = offsite.Offsite(offsite.Settings(rclone.Bucket(**BUCKET), "/offsite", "p"), tool)
+    tool.names.side_effect = [["q2hf", "t0n1"], ["dumps", "release"], ["q2hf", "t0n1"], opened]
+    copies.check()
+    with pytest.raises(Failure, match="does not open with offsite_passphrase"):
+        copies.check()
+
+
 def test_sealed_list(tmp_path: Path) -> None:
     """What pgBackRest encrypts opens with its passphrase, and with no other."""
     sealed = subprocess.run(
