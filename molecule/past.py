@@ -75,14 +75,30 @@ def follow(host: Host, host_name: str, command: str, **inputs: Any) -> str:
 
 def archived(host: Host) -> str:
     """Wait until all that is written now is in every repository, and return the segment that ends with it."""
-    # Where nothing was written since the last one, no segment would end.
+    # Where nothing was written since the last one, no segment would end. Where archive_timeout ends one first, the answer is its boundary,
+    # which is named as the segment that begins there.
     ask(host, "SELECT pg_current_xact_id()")
-    segment = ask(host, "SELECT pg_walfile_name(pg_switch_wal())")
+    segment = ask(host, "SELECT pg_walfile_name(pg_switch_wal() - 1)")
+    wait_archived(host, segment)
+    return segment
+
+
+def written(host: Host) -> str:
+    """Write one transaction, and return the segment that it lies in, which nothing ends but time."""
+    name = "SELECT pg_walfile_name(pg_current_wal_insert_lsn())"
+    while True:
+        segment = ask(host, name)
+        ask(host, "SELECT pg_current_xact_id()")
+        if ask(host, name) == segment:
+            return segment
+
+
+def wait_archived(host: Host, segment: str, seconds: float = 120) -> None:
+    """Wait until a segment is in every repository."""
     # A checkpoint removes the mark of a segment that it no longer needs; the statistics remember the last, and begin anew after a crash.
     marked = f"EXISTS (SELECT FROM pg_ls_archive_statusdir() WHERE name = '{segment}.done')"
     passed = f"SELECT last_archived_wal ~ '^[0-9A-F]{{24}}' AND last_archived_wal >= '{segment}' FROM pg_stat_archiver"
-    wait_until(lambda: ask(host, f"SELECT {marked} OR ({passed})") == "t", f"the archiving of {segment}")
-    return segment
+    wait_until(lambda: ask(host, f"SELECT {marked} OR ({passed})") == "t", f"the archiving of {segment}", seconds)
 
 
 @contextmanager

@@ -59,15 +59,15 @@ def test_segments_of_another_size() -> None:
     assert list(archive.segments("00000001000000000000003F", "000000010000000100000000", 64 * 2**20)) == ["000000010000000100000000"]
 
 
-SERVER = Server(0, 0, "000000010000000000000005", NOW, 0, 0, 0, 16 * 2**20, "on")
+SERVER = Server(0, 0, "000000010000000000000005", NOW, 0, 0, 0, 16 * 2**20, "on", "000000010000000000000006", 800, NOW - 60)
 GOOD = {1: Seen(backups={"full": NOW})}
 
 
 @pytest.mark.parametrize(
     ("server", "seen", "gaps", "words"),
     [
-        (Server(7, 61, None, 0, 0, 0, 0, 1, "on"), GOOD, [], "7 segments of WAL wait"),
-        (Server(0, 0, None, 0, 0, 0, 0, 1, "off"), GOOD, [], "archive_mode is off, so nothing that is written leaves the host"),
+        (replace(SERVER, ready=7, oldest_ready_seconds=61), GOOD, [], "7 segments of WAL wait"),
+        (replace(SERVER, archive_mode="off"), GOOD, [], "archive_mode is off, so nothing that is written leaves the host"),
         (SERVER, {1: Seen(fault="unable to open")}, [], "Repository 1 can't be asked: unable to open"),
         (SERVER, {**GOOD, 2: Seen()}, [], "Repository 2 has no backup"),
         (SERVER, GOOD, ["1"], "WAL is missing in repository 1"),
@@ -264,7 +264,8 @@ def test_gap_is_closed_while_another_repository_is_away(tmp_path: Path, monkeypa
     assert (found.complete, found.gap_at) == ({"1": new, "2": old}, {"1": NOW})
     assert archive.WANTED.read_text() == f"1 {new}\n"
     closed = ask(found, Seen(backups={"incr": NOW + 5}), away, NOW + 60)
-    assert closed.gap_at == {} and not archive.WANTED.exists()
+    assert closed.gap_at == {}
+    assert archive.WANTED.read_text() == f"1 {new}\n", "to take it away would be to ask for another one"
     assert archive._wanted(closed, SERVER, 1) == [] and archive._wanted(closed, SERVER, 2) == [lost, new]
     back = ask(closed, sound, replace(sound, missing=[lost]), NOW + 120)
     assert (back.complete["2"], back.gap_at) == (new, {"2": NOW + 120})
@@ -272,6 +273,41 @@ def test_gap_is_closed_while_another_repository_is_away(tmp_path: Path, monkeypa
     archive.WANTED.unlink()
     assert ask(back, sound, away, NOW + 180).gap_at == back.gap_at
     assert not archive.WANTED.exists(), "nobody can back up to what is away"
+
+
+def _guard(monkeypatch: pytest.MonkeyPatch, state: archive.State, *servers: Server) -> tuple[archive.State, list[str]]:
+    """Have a guard run find a server; return what it leaves to the next run, and what it told the server."""
+    told: list[str] = []
+    answers = iter(servers)
+    monkeypatch.setattr(
+        postgres, "psql", lambda said: json.dumps(asdict(next(answers))) if said == archive.QUESTION else str(told.append(said))
+    )
+    return archive._next(state, archive.ask(state), {}, {}, NOW), told
+
+
+def test_checkpointer_is_woken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A checkpointer that has started since the last run is woken once, as it would sleep for minutes."""
+    after, told = _guard(monkeypatch, archive.State(), SERVER)
+    assert told == ["SELECT pg_reload_conf()"]
+    after, told = _guard(monkeypatch, after, SERVER)
+    assert told == []
+    assert _guard(monkeypatch, after, replace(SERVER, checkpointer_at=NOW))[1] == ["SELECT pg_reload_conf()"]
+
+
+def test_segment_that_time_does_not_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The guard ends a segment that has had a transaction since the last run, and no other one."""
+    state = _guard(monkeypatch, archive.State(), SERVER)[0]
+    for _ in range(2):
+        state, told = _guard(monkeypatch, state, SERVER)
+        assert told == [], "nothing was written"
+    written = replace(SERVER, next_transaction=801)
+    state, told = _guard(monkeypatch, state, written)
+    assert told == [], "that may have been a moment ago"
+    following = replace(written, segment="000000010000000000000007")
+    assert _guard(monkeypatch, state, following)[1] == [], "time has ended it"
+    state, told = _guard(monkeypatch, state, written, following)
+    assert told == ["SELECT pg_switch_wal()"]
+    assert _guard(monkeypatch, state, following)[1] == []
 
 
 def test_guard_that_root_ran_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,8 @@
-"""`holdfast archive`: measure whether what the server writes reaches every repository, and have a gap closed by a new backup."""
+"""`holdfast archive`: measure whether what the server writes reaches every repository, and have a gap closed by a new backup.
+
+It also sees to it that a segment ends in time where archive_timeout alone would not. The checkpointer looks at that when it is woken, or
+after checkpoint_timeout; one that has just started was not woken, and one whose clock was set back waits until that is where it was.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +45,11 @@ QUESTION = """
         'written_bytes', pg_wal_lsn_diff(pg_current_wal_lsn(), '0/0'),
         'wal_bytes', (SELECT sum(size) FROM pg_ls_waldir()),
         'segment_bytes', pg_size_bytes(current_setting('wal_segment_size')),
-        'archive_mode', current_setting('archive_mode'))
+        'archive_mode', current_setting('archive_mode'),
+        'segment', pg_walfile_name(pg_current_wal_insert_lsn()),
+        'next_transaction', pg_snapshot_xmax(pg_current_snapshot())::text::bigint,
+        'checkpointer_at', (SELECT coalesce(max(extract(epoch FROM backend_start)), 0) FROM pg_stat_activity
+                            WHERE backend_type = 'checkpointer'))
     FROM pg_stat_archiver archived
 """
 
@@ -62,6 +70,9 @@ class Server:
         wal_bytes: what pg_wal holds.
         segment_bytes: size of a segment.
         archive_mode: `on` where it archives what it writes.
+        segment: the one that it writes into.
+        next_transaction: number that the next transaction gets which writes.
+        checkpointer_at: when its checkpointer started, in seconds since 1970.
     """
 
     ready: int
@@ -73,6 +84,9 @@ class Server:
     wal_bytes: int
     segment_bytes: int
     archive_mode: str
+    segment: str
+    next_transaction: int
+    checkpointer_at: float
 
 
 @dataclass(frozen=True)
@@ -84,12 +98,27 @@ class State:
         written_bytes: the position that the server wrote at.
         complete: for each repository that has answered, the segment up to which it was looked through.
         gap_at: for each repository with a gap that no backup has made good yet, when that was found.
+        asked_at: when a backup was asked for that closes one; 0 where there is none.
+        segment: the one that the server wrote into.
+        first_transaction: number of the next transaction when that segment was seen first.
+        next_transaction: the same when it was seen last.
+        checkpointer_at: the checkpointer that was woken.
     """
 
     at: float = 0
     written_bytes: int = 0
     complete: dict[str, str] = field(default_factory=dict)
     gap_at: dict[str, float] = field(default_factory=dict)
+    asked_at: float = 0
+    segment: str = ""
+    first_transaction: int = 0
+    next_transaction: int = 0
+    checkpointer_at: float = 0
+
+    @property
+    def overdue(self) -> bool:
+        """Whether a transaction may lie in the segment, if that is still the one, since longer than the last run."""
+        return self.next_transaction > self.first_transaction
 
 
 @dataclass(frozen=True)
@@ -208,12 +237,43 @@ def _next(state: State, server: Server, seen: dict[int, Seen], wanted: dict[int,
         elif key in gap_at and any(begun > gap_at[key] for begun in each.backups.values()):
             del gap_at[key]
             log.info("A backup after the gap is in repository %s: from it on everything can be rolled forward", key)
-    asked = WANTED.exists() and now - WANTED.stat().st_mtime < WANTED_AGAIN_SECONDS
-    if not gap_at:
-        WANTED.unlink(missing_ok=True)
-    elif (key := next(filter(answering.__contains__, gap_at), "")) and not asked:
+    # The wish stays where it is: taking it away would be one more.
+    asked_at = state.asked_at if gap_at else 0
+    if (key := next(filter(answering.__contains__, gap_at), "")) and abs(now - asked_at) >= WANTED_AGAIN_SECONDS:
         _ask_for_backup(key, complete[key])
-    return State(at=now, written_bytes=server.written_bytes, complete=complete, gap_at=gap_at)
+        asked_at = now
+    return State(now, server.written_bytes, complete, gap_at, asked_at, **_written(state, server))
+
+
+def _written(state: State, server: Server) -> dict[str, Any]:
+    """Say for the next run what is written into which segment."""
+    same = server.segment == state.segment and not state.overdue
+    return {
+        "segment": server.segment,
+        "first_transaction": state.first_transaction if same else server.next_transaction,
+        "next_transaction": server.next_transaction,
+        "checkpointer_at": server.checkpointer_at,
+    }
+
+
+def ask(state: State) -> Server:
+    """Ask the server, and see to it that what it has written leaves it.
+
+    Raises:
+        Failure: the server does not answer.
+    """
+    server = Server(**json.loads(postgres.psql(QUESTION)))
+    if server.checkpointer_at != state.checkpointer_at:
+        postgres.psql("SELECT pg_reload_conf()")
+    if server.segment == state.segment and state.overdue:
+        log.warning(
+            "The segment %s had transactions of half a minute ago, and archive_timeout had not ended it, so it is ended now: if the clock "
+            "was set back, `systemctl restart postgresql` has PostgreSQL count from now on.",
+            server.segment,
+        )
+        postgres.psql("SELECT pg_switch_wal()")
+        return Server(**json.loads(postgres.psql(QUESTION)))
+    return server
 
 
 def faults(server: Server, seen: dict[int, Seen], gaps: Iterable[str] = ()) -> list[str]:
@@ -284,8 +344,8 @@ def run() -> list[str]:
     """
     now = time.time()
     try:
-        server = Server(**json.loads(postgres.psql(QUESTION)))
         before = _load()
+        server = ask(before)
         wanted = {each.key: _wanted(before, server, each.key) for each in repositories()}
         with ThreadPoolExecutor(len(wanted)) as pool:
             seen = dict(zip(wanted, pool.map(look, wanted, wanted.values()), strict=True))
@@ -293,6 +353,8 @@ def run() -> list[str]:
         # As the wish for a backup, it may be root's, and then its unit reads it.
         durable.write(STATE, json.dumps(asdict(after)).encode(), 0o644)
         found = faults(server, seen, after.gap_at)
+        for sentence in found:
+            log.warning(sentence)
         metrics.write(TOPIC, [*_heartbeat(now, success=True), *_gauges(server, before, after, seen, healthy=not found)])
     except Failure:
         metrics.write(
@@ -303,10 +365,7 @@ def run() -> list[str]:
 
 
 def _call(_: argparse.Namespace) -> None:
-    found = run()
-    for sentence in found:
-        log.warning(sentence)
-    if not found:
+    if not run():
         print("All that was written a minute ago is in every repository.")
 
 

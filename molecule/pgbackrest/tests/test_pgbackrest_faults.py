@@ -21,6 +21,7 @@ PLAYBOOK = "molecule/pgbackrest/converge.yml"
 RED_SECONDS = 120
 SECOND = "/srv/second"
 DATA = "/var/lib/postgresql/17/main"
+LOSS_SECONDS = 15
 AWAY_SECONDS = 300
 # What the server keeps for its own start, and what the queue may hold.
 WAL_BYTES = (2048 + 1024) * 2**20
@@ -91,13 +92,19 @@ def test_queue_overflow(host: Host, host_name: str, converged_again: None) -> No
     assert not writer.missing(past.restored(host, HELD))
 
 
+def test_archived_in_time_after_a_restart(host: Host) -> None:
+    """What is written after a restart of the server leaves the host as soon as at any other time."""
+    host.check_output("timeout 90 systemctl restart postgresql@17-main.service")
+    past.wait_archived(host, past.written(host), LOSS_SECONDS)
+
+
 def _only_in_second(host: Host) -> None:
     """Have the second repository get a segment that the first lacks."""
     ask(host, "ALTER SYSTEM SET archive_command = 'false'")
     ask(host, "SELECT pg_reload_conf()")
     wait_until(lambda: host.run("pgrep --full '[p]gbackrest .*archive-push'").rc == 1, "the end of the last try", 300)
     ask(host, "SELECT pg_current_xact_id()")
-    segment = ask(host, "SELECT pg_walfile_name(pg_switch_wal())")
+    segment = ask(host, "SELECT pg_walfile_name(pg_switch_wal() - 1)")
     # While the bucket is away the server gets it there, too, but minutes late: here a configuration that knows no other place pushes it.
     alone = "/tmp/second.conf"
     push = f"pgbackrest --config={alone} --stanza=main --no-archive-async archive-push {DATA}/pg_wal/{segment}"
@@ -190,12 +197,16 @@ def test_interrupted_backup(host: Host, command: str) -> None:
 
 def test_one_backup_at_a_time(host: Host) -> None:
     """Two backups that begin at once are made one after the other, and both succeed."""
+    # None of the schedule's own comes between.
+    host.check_output("systemctl stop holdfast-backups.target")
     count = len(past.stanza(host)["backup"])
     done = host.run(
         "timeout 300 systemctl start holdfast-backup@diff.service & timeout 300 systemctl start holdfast-backup@incr.service && wait $!"
     )
+    made = len(past.stanza(host)["backup"]) - count
+    host.check_output("systemctl start holdfast-backups.target")
     assert done.rc == 0, done.stderr
-    assert len(past.stanza(host)["backup"]) == count + 2
+    assert made == 2
 
 
 def test_stopped_timers_come_back(host: Host, host_name: str) -> None:
@@ -210,8 +221,8 @@ def test_stopped_timers_come_back(host: Host, host_name: str) -> None:
 
 def test_backup_by_hand(host: Host, host_name: str) -> None:
     """playbooks/backup.yml makes a backup now, of the kind that is asked for."""
-    held = past.stanza(host)["backup"]
+    held = {each["label"] for each in past.stanza(host)["backup"]}
     done = play_on(host_name, "playbooks/backup.yml", pgbackrest_backup="diff")
     assert done.returncode == 0, done.stdout
-    made = past.stanza(host)["backup"][-1]
-    assert made["type"] == "diff" and made["label"] not in {each["label"] for each in held}
+    # The schedule may have made one, too, which is no diff but at one in the night.
+    assert "diff" in [each["type"] for each in past.stanza(host)["backup"] if each["label"] not in held]
