@@ -24,13 +24,15 @@ FOLDER = Path("/var/lib/postgresql/drill")
 SCRATCH = FOLDER / "scratch"
 REPORT = FOLDER / "report.json"
 DAY_SECONDS = 86400
-# The row says when it was written; the segment, what has to reach the repository for it.
+# The row says when it was written; the segment, what has to reach the repository for it. The empty transaction has that one end, even if
+# archive_timeout ended the row's own one before it was named.
 BEAT = """
 CREATE TABLE IF NOT EXISTS public.holdfast_heartbeat (id integer PRIMARY KEY CHECK (id = 1), at timestamptz NOT NULL);
 INSERT INTO public.holdfast_heartbeat VALUES (1, clock_timestamp()) ON CONFLICT (id) DO UPDATE SET at = excluded.at;
 SELECT json_build_object('at', to_char(at AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS.US+00'), 'epoch', extract(epoch FROM at),
                          'segment', pg_walfile_name(pg_current_wal_insert_lsn()))
 FROM public.holdfast_heartbeat;
+DO $$ BEGIN PERFORM pg_current_xact_id(); END $$;
 """
 FOUND = "SELECT to_char(at AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS.US+00') FROM public.holdfast_heartbeat"
 # The smallest first, as many as fit: each day every small table, and never the whole disk.
