@@ -301,13 +301,15 @@ def test_refused_repository_of_another_cluster(host: Host) -> None:
     # The live server's archiving holds the ordinary locks every now and then.
     apart = f"--lock-path={other}-locks"
     host.check_output(f"{as_postgres} /usr/lib/postgresql/17/bin/initdb --no-sync {data}")
+    # Its guard would miss the archive there, and have a backup made.
+    host.check_output("systemctl stop holdfast-archive.timer holdfast-archive.service")
     try:
         with _instead(host, CONF, f"sed -i 's,^repo1-path=.*,repo1-path={other},; s,^pg1-path=.*,pg1-path={data},' {CONF}"):
             host.check_output(f"{as_postgres} pgbackrest --stanza=main {apart} --no-online stanza-create")
             host.check_output(f"{as_postgres} pgbackrest --stanza=main {apart} --no-online --type=full backup")
             assert "holds the past of another database (system identifier" in _refused(host, "plan", "latest")
     finally:
-        host.check_output(f"rm -rf {other} {other}-locks {data}")
+        host.check_output(f"rm -rf {other} {other}-locks {data} && systemctl start holdfast-archive.timer")
 
 
 def test_refused_disk(host: Host) -> None:
@@ -324,7 +326,7 @@ def test_refused_while_archiving_stands_still(host: Host) -> None:
     try:
         time.sleep(1)
         _write(host, "on this host only")
-        segment = ask(host, "SELECT pg_walfile_name(pg_switch_wal())")
+        segment = ask(host, "SELECT pg_walfile_name(pg_switch_wal() - 1)")
         waiting = f"{DATA}/pg_wal/archive_status/{segment}.ready"
         host.check_output(f"test -e {waiting} && touch --date '10 minutes ago' {waiting}")
         for action in ("plan", "run"):
