@@ -125,6 +125,38 @@ def test_names_by_chance(opened: list[str]) -> None:
         copies.check()
 
 
+@pytest.mark.parametrize(
+    ("then", "again"),
+    [
+        pytest.param([7, "2026-11-25T09:40:00Z"], [], id="the same"),
+        pytest.param([8, "2026-11-25T09:40:00Z"], ["name"], id="another size"),
+        pytest.param([7, "2026-11-25T09:45:00.5Z"], ["name"], id="another time"),
+        pytest.param(None, [], id="new"),
+    ],
+)
+def test_replaced_documents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, then: list[object] | None, again: list[str]) -> None:
+    """A document that is not the one of the last copy is copied whatever its copy's time; a new one, or one of another bucket, is not."""
+    monkeypatch.setattr(offsite, "LISTED", tmp_path / "documents.json")
+    monkeypatch.setattr(time, "time", lambda: SINCE)
+    tool = MagicMock()
+    tool.names.return_value = []
+
+    def copied(bucket: str, **documents: list[object]) -> list[str]:
+        tool.reset_mock()
+        tool.entries.return_value = [{"Path": name, "Size": size, "ModTime": at} for name, (size, at) in documents.items()]
+        settings = offsite.Settings(rclone.Bucket(**BUCKET), "/offsite", "p", documents=rclone.Bucket(**{**BUCKET, "bucket": bucket}))
+        offsite.Offsite(settings, tool)._copy_documents()
+        assert [call.args[0] for call in tool.run.call_args_list][-1] == "sync"
+        return [name for call in tool.run.call_args_list if call.args[0] == "copy" for name in call.kwargs["stdin"].split("\n")]
+
+    assert copied("documents", other=[1, "2026-11-25T09:00:00Z"], **({"name": then} if then else {})) == []
+    assert copied("documents", name=[7, "2026-11-25T09:40:00Z"]) == again
+    assert copied("documents", name=[7, "2026-11-25T09:40:00Z"]) == []
+    assert copied("documents", name=[7, "2026-11-25T09:46:38Z"]) == ["name"]
+    assert copied("documents", name=[7, "2026-11-25T09:46:38Z"]) == ["name"], "it was written within the seconds before"
+    assert copied("others", name=[9, "2026-11-25T09:46:38Z"]) == []
+
+
 def test_sealed_list(tmp_path: Path) -> None:
     """What pgBackRest encrypts opens with its passphrase, and with no other."""
     sealed = subprocess.run(

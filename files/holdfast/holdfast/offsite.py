@@ -32,7 +32,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from holdfast import fingerprint, metrics, postgres
+from holdfast import durable, fingerprint, metrics, postgres
 from holdfast.failure import Failure
 from holdfast.rclone import TRANSFER_SECONDS, Bucket, Rclone, environment, rclone
 from holdfast.unit import ended_from_outside
@@ -41,6 +41,10 @@ SETTINGS = Path("/etc/holdfast-offsite.json")
 LOCK_SECONDS = 3600
 KEPT = ("certificates", "release", "inventory")
 WHAT = ("dumps", "documents", *KEPT)
+# The documents as they were when they were copied last: size and time by name.
+LISTED = Path("/var/lib/holdfast-offsite/documents.json")
+# A bucket tells times in whole seconds.
+SURE_SECONDS = 5
 FILES = "files"
 REMOTE, DOCUMENTS, ENCRYPTED = "bucket", "documents", "offsite"
 MANIFEST = "manifest.json"
@@ -141,7 +145,7 @@ class Offsite:
         sealed = self.tool.read(f"{REMOTE}:{self.settings.bucket.bucket}{name}")
         opened = _open_sealed(sealed, self.settings.repository_passphrase)
         listed = opened.split("[backup:current]", 1)
-        if not opened.startswith("["):
+        if "[backrest]" not in opened:
             raise Failure(f"{name} does not open with the passphrase of the backups: take the vault that was in force when it was written.")
         section = listed[1].split("\n[", 1)[0] if len(listed) > 1 else ""
         return sorted(line.split("=", 1)[0] for line in section.splitlines() if "=" in line)
@@ -177,18 +181,46 @@ class Offsite:
         return Copied(len(listed), sum(each["Size"] for each in listed))
 
     def _copy_documents(self) -> Copied:
-        source = self._source()
-        if not self.tool.entries(source) and self.tool.entries(CURRENT):
+        source, begun = self._source(), time.time()
+        now = {each["Path"]: [each["Size"], each["ModTime"]] for each in self.tool.entries(source, recursive=True)}
+        if not now and self.tool.entries(CURRENT):
             raise Failure(
                 f"The bucket {source.split(':')[1]} is empty while its copy is not, so nothing was taken away from the copy: "
                 "`holdfast offsite restore documents` brings them back."
             )
-        self.tool.run("sync", source, CURRENT, "--update", "--backup-dir", f"{REMOVED}/{_stamp()}", timeout_seconds=TRANSFER_SECONDS)
+        keep = ("--backup-dir", f"{REMOVED}/{_stamp()}")
+        # A copy that is younger than the document passes for one of it; it is one of the document before, where that was replaced while it
+        # was copied, or where the clock of the bucket's service is ahead.
+        if replaced := self._replaced(now):
+            words = ("copy", source, CURRENT, "--ignore-times", "--files-from-raw", "-", *keep)
+            self.tool.run(*words, timeout_seconds=TRANSFER_SECONDS, stdin="\n".join(replaced))
+        self.tool.run("sync", source, CURRENT, "--update", *keep, timeout_seconds=TRANSFER_SECONDS)
+        # What has just been written may be replaced within the same second.
+        sure = {path: what if _written_at(what[1]) < begun - SURE_SECONDS else None for path, what in now.items()}
+        try:
+            LISTED.parent.mkdir(mode=0o700, exist_ok=True)
+            durable.write(LISTED, json.dumps({"of": self._of(), "documents": sure}).encode())
+        except OSError as error:
+            raise Failure(f"The documents are copied, and {LISTED} can't be written: {error.strerror}.") from error
         for stamp in self.tool.names(REMOVED):
             if _age_days(stamp) > self.settings.retention_days:
                 self.tool.delete(f"{REMOVED}/{stamp}")
         listed = self.tool.entries(CURRENT, recursive=True)
         return Copied(len(listed), sum(each["Size"] for each in listed))
+
+    def _replaced(self, now: dict[str, list[Any]]) -> list[str]:
+        """Name the documents that are not those of the last listing."""
+        try:
+            last = json.loads(LISTED.read_text(encoding="utf-8"))
+            before = last["documents"] if last["of"] == self._of() else {}
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
+            return []
+        return [path for path, what in now.items() if path in before and before[path] != what]
+
+    def _of(self) -> list[str]:
+        """Say of which documents a listing is, and where their copies are."""
+        here, there = self.settings.documents, self.settings.bucket
+        return [here.endpoint if here else "", self._source(), there.endpoint, there.bucket, self.settings.path]
 
     def _source(self) -> str:
         if not self.settings.documents:
@@ -318,6 +350,11 @@ class Offsite:
         (base / colour / "release.json").write_bytes(content)
         if not (base / "live").exists():
             (base / "live").symlink_to(colour)
+
+
+def _written_at(time_of_object: str) -> float:
+    """Return when an object was written, in seconds since 1970."""
+    return dt.datetime.fromisoformat(time_of_object).timestamp()
 
 
 def _user(name: str, home: Path) -> pwd.struct_passwd:

@@ -81,18 +81,19 @@ class Rclone:
         """Return a command line."""
         return ["rclone", *words, *self._options]
 
-    def run(self, *words: str, timeout_seconds: float = COMMAND_SECONDS, missing: bool = False) -> str:
+    def run(self, *words: str, timeout_seconds: float = COMMAND_SECONDS, missing: bool = False, stdin: str = "") -> str:
         """Run a command and return what it printed.
 
         Args:
             words: the command.
             timeout_seconds: ended after this many seconds.
             missing: whether a folder or file that is not there is as good as an empty one.
+            stdin: what it reads.
 
         Raises:
             Failure: rclone failed; the text is its own reason.
         """
-        done = _run(self.words(*words), timeout_seconds)
+        done = _run(self.words(*words), timeout_seconds, stdin.encode())
         if done.returncode and not (missing and done.returncode in (DIRECTORY_NOT_FOUND, FILE_NOT_FOUND)):
             raise Failure(reason(words[0], done.stderr.decode("utf-8", "replace")))
         return done.stdout.decode()
@@ -163,7 +164,8 @@ class Rclone:
 
     def entries(self, path: str, *, recursive: bool = False) -> list[dict[str, Any]]:
         """List a folder, which may be missing: for each entry `Path`, `Size`, `IsDir` and `ModTime`."""
-        words = ["lsjson", path, *(["--recursive", "--files-only"] if recursive else [])]
+        # A type would be asked for object by object.
+        words = ["lsjson", path, "--no-mimetype", *(["--recursive", "--files-only"] if recursive else [])]
         found: list[dict[str, Any]] = json.loads(self.run(*words, missing=True) or "[]")
         return found
 

@@ -96,6 +96,23 @@ def test_deleted_document_comes_back(host: Host) -> None:
     assert documents.ask(host, "GET", kept) == f"new text of {kept}"
 
 
+def test_replaced_document_is_copied(host: Host) -> None:
+    """A document that was replaced by one of the same size is copied again, though the copy that is there is younger."""
+    name = f"replaced-{uuid.uuid4().hex}"
+    documents.ask(host, "PUT", name, "text of before")
+    time.sleep(6)
+    _copy(host, "files")
+    documents.ask(host, "PUT", name, "text of after!")
+    # What a copy that was under way meanwhile leaves.
+    late = f"""from pathlib import Path; from holdfast import offsite
+with offsite.offsite(offsite.Settings.read(Path("{SETTINGS}"))) as copies:
+    copies.tool.write(f"{{offsite.CURRENT}}/{name}", b"text of before")"""
+    host.check_output("sleep 1; PYTHONPATH=/usr/local/bin/holdfast python3 -c %s", late)
+    assert host.check_output(f"holdfast offsite cat documents/current/{name}") == "text of before"
+    _copy(host, "files")
+    assert host.check_output(f"holdfast offsite cat documents/current/{name}") == "text of after!"
+
+
 def test_files_come_back(host: Host) -> None:
     """Certificates, the release and the inventory come back byte for byte, and are not written again while nothing changes."""
     _copy(host, "files")
@@ -129,7 +146,7 @@ def test_nothing_lies_in_the_clear(host: Host) -> None:
     unit = host.check_output("systemctl show --property ExecStart holdfast-offsite@dumps.service")
     for secret in (settings["passphrase"], settings["bucket"]["secret_key"]):
         assert secret not in unit
-    assert host.check_output("find /run /tmp -name 'holdfast-rclone-*' -o -name rclone.conf") == ""
+    assert host.check_output("find /run /tmp -ignore_readdir_race -name 'holdfast-rclone-*' -o -name rclone.conf") == ""
     prefix = f"{settings['bucket']['endpoint']}/{settings['bucket']['bucket']}?list-type=2&prefix={settings['path'].lstrip('/')}"
     login = f'user = "{settings["bucket"]["access_key"]}:{settings["bucket"]["secret_key"]}"'
     host.check_output("printf %%s %s > /tmp/bucket-ca.crt", settings["bucket"]["ca"])
