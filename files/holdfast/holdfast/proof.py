@@ -50,6 +50,8 @@ VECTOR_SEARCH = """
 BEGIN;
 SET LOCAL enable_seqscan = off;
 SET LOCAL enable_sort = off;
+-- A search that looks at as few candidates as by default misses the row once in some thousand indexes.
+SET LOCAL hnsw.ef_search = 1000;
 CREATE TEMPORARY TABLE holdfast_sample ON COMMIT DROP AS
     SELECT :column AS v, :column :distance :column AS own FROM :relation
     WHERE :column IS NOT NULL AND (:column :distance :column) <> 'NaN' LIMIT 1;

@@ -107,7 +107,7 @@ def test_statement_limit(host: Host) -> None:
 
 def test_lock_limit(host: Host) -> None:
     """The application waits a few seconds for a lock, not for ever."""
-    host.check_output(f"({login('owner')} --command 'BEGIN; LOCK TABLE finding; SELECT pg_sleep(15)' >/dev/null 2>&1 &)")
+    host.check_output(f"({login('owner')} --command 'BEGIN; LOCK TABLE finding; SELECT pg_sleep(9)' >/dev/null 2>&1 &)")
     time.sleep(1)
     begun = time.monotonic()
     done = host.run(f'{login("app")} --command "SELECT * FROM finding"')
