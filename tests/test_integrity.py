@@ -116,6 +116,23 @@ def test_change_before_a_bracket_stays_a_finding(tree: Path, case: str) -> None:
     assert tampered(tree, integrity.check()) == [words]
 
 
+def test_change_while_it_is_compared(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A change by who may that begins and ends while every byte is read is no finding, and one by somebody else is."""
+    scan = Watch.scan
+
+    def meanwhile(watch: Watch, known: integrity.Baseline | None = None) -> integrity.Baseline:
+        found = scan(watch, known)
+        if known is None:
+            integrity.begin("apt")
+            (tree / "etc/sshd_config").write_text("another version")
+            integrity.end("apt")
+            (tree / "etc/passwd").write_text("toor")
+        return found
+
+    monkeypatch.setattr(Watch, "scan", meanwhile)
+    assert tampered(tree, integrity.check()) == ["/etc/passwd has other content."]
+
+
 def test_touching_is_no_excuse(tree: Path) -> None:
     """A run that only sets the mode of a file that somebody rewrote before does not make the content right."""
     (tree / "etc/sshd_config").write_text("evil")

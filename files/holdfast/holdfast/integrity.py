@@ -343,13 +343,16 @@ def check() -> list[str]:
     """
     begun = time.time()
     try:
-        baseline = Baseline.load()
+        read = Baseline.load().watch.scan()
+        with _locked():
+            # Somebody who may has perhaps changed the host while it was read: the baseline is another one then, and the files are too.
+            baseline = Baseline.load()
+            now = baseline.watch.scan(read)
+            found = _findings(baseline.entries, now.entries)
+            metrics.write(TOPIC, _checked(len(found), len(now.entries), begun))
     except Failure:
         metrics.write(TOPIC, _gauges(0, known=False))
         raise
-    now = baseline.watch.scan()
-    found = _findings(baseline.entries, now.entries)
-    metrics.write(TOPIC, _checked(len(found), len(now.entries), begun))
     return [sentence(path, baseline.entries.get(path), now.entries.get(path)) for path in found]
 
 
