@@ -7,6 +7,7 @@ import json
 import math
 import os
 import time
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -200,6 +201,23 @@ def test_backup_that_was_ended_is_recorded(monkeypatch: pytest.MonkeyPatch, tmp_
     backup.ended(kind)
     after = metrics.read(f"backup_{kind}")
     assert after[f'holdfast_backup_success{{type="{kind}"}}'] == success and after[name] == last
+
+
+@pytest.mark.parametrize(("said", "tried"), [("[050]: unable to acquire lock on file", 3), ("[040]: unable to read", 1)])
+def test_stanza_waits_for_the_archiver(monkeypatch: pytest.MonkeyPatch, said: str, tried: int) -> None:
+    """A stanza is made between two pushes of the archiver; any other reason fails at once."""
+    calls: list[str] = []
+
+    def refuse(word: str) -> str:
+        calls.append(word)
+        if len(calls) < 3:
+            raise Failure(f"pgBackRest refused: {said}")
+        return ""
+
+    monkeypatch.setattr(postgres, "pgbackrest", refuse)
+    with nullcontext() if tried == 3 else pytest.raises(Failure, match="unable to read"):
+        backup._create_stanza()
+    assert calls == ["stanza-create"] * tried
 
 
 def test_proof_that_was_ended_tells_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

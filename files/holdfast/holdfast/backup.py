@@ -27,6 +27,9 @@ LOCK = Path("/run/pgbackrest")
 RESTORE = Path("/var/lib/holdfast-restore")
 BACKUP_SECONDS = 24 * 3600
 DAY_SECONDS = 86400
+# A push to a bucket that does not answer ends before.
+STANZA_SECONDS = 120
+LOCKED = "unable to acquire lock"
 # What `pgbackrest verify` says of a backup, and of the segments of one archive.
 VERIFIED = {
     "files of the backup": re.compile(r"backup: (\S+), .*total files checked: (\d+), total valid files: (\d+)"),
@@ -263,13 +266,27 @@ def first(*, check: bool = False) -> bool:
     if stanza := not set(wanted) <= ready:
         if check:
             return True
-        postgres.pgbackrest("stanza-create")
+        _create_stanza()
         found = postgres.info()
     without = [key for key in wanted if not any(sound for _, sound in fulls(found, key))]
     if without and not check:
         postgres.pgbackrest("check")
         run("full", without)
     return stanza or bool(without)
+
+
+def _create_stanza() -> None:
+    """Make the stanza, between two pushes of the archiver, which hold the lock that this takes, too."""
+    deadline = time.monotonic() + STANZA_SECONDS
+    while True:
+        try:
+            postgres.pgbackrest("stanza-create")
+        except Failure as failure:
+            if LOCKED not in str(failure) or time.monotonic() > deadline:
+                raise
+            time.sleep(0.3)
+        else:
+            return
 
 
 def _call(given: argparse.Namespace) -> None:
