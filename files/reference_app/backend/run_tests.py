@@ -27,7 +27,7 @@ CERTIFICATES = Path("/usr/local/share/ca-certificates")
 # The legacy builder is everywhere; BuildKit needs a plugin that Debian does not install with the engine.
 ENVIRONMENT = {**os.environ, "DOCKER_BUILDKIT": "0"}
 BUILD_TIMEOUT_SECONDS = 1500
-TEST_TIMEOUT_SECONDS = 900
+TEST_TIMEOUT_SECONDS = 2400
 
 
 def say(message: str, started: float) -> None:

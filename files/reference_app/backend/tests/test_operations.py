@@ -244,6 +244,8 @@ def test_every_log_line_is_json_with_a_trace(client: Client, backend: App) -> No
     """Each line is one JSON object with time, level, message and trace id; no line repeats a question or a password."""
     answer = client.get("/api/search?q=confidential-question", headers={"traceparent": "malformed"})
     assert re.fullmatch("[0-9a-f]{32}", answer.headers["x-trace-id"])
+    # The line follows the last byte of the answer.
+    wait_for(lambda: backend.logged("request", trace_id=answer.headers["x-trace-id"]), "the request's line")
     (line,) = backend.logged("request", trace_id=answer.headers["x-trace-id"])
     assert (line["method"], line["route"], line["status"], line["level"]) == ("GET", "/api/search", 200, "info")
     assert all({"time", "level", "logger", "message", "trace_id"} <= set(line) for line in backend.log())

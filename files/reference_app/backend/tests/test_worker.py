@@ -76,6 +76,8 @@ def test_killed_in_the_middle(client: Client, platform: Platform, start_worker: 
     second = start_worker()
     client.wait_until_done(document_id)
     assert_exactly_once(platform, {document_id: text})
+    # The line follows the commit.
+    wait_for(lambda: second.logged("document done", document_id=document_id), "the worker's line")
     (line,) = second.logged("document done", document_id=document_id)
     assert line["attempt"] == "2"
     assert not first.logged("document done", document_id=document_id)
@@ -123,8 +125,12 @@ def test_flushed_all_the_time(client: Client, platform: Platform, start_worker: 
         platform.valkey.flushall()
     client.wait_until_done(*texts, seconds=60)
     assert_exactly_once(platform, texts)
-    done = [line["document_id"] for app in workers for line in app.logged("document done")]
-    assert sorted(done) == sorted(texts)
+
+    def done() -> list[str]:
+        return [line["document_id"] for app in workers for line in app.logged("document done")]
+
+    wait_for(lambda: len(done()) >= len(texts), "the workers' lines")
+    assert sorted(done()) == sorted(texts)
 
 
 def test_duplicate_and_foreign_messages(client: Client, platform: Platform, start_worker: StartWorker) -> None:
@@ -139,6 +145,7 @@ def test_duplicate_and_foreign_messages(client: Client, platform: Platform, star
     client.wait_until_done(document_id)
     wait_for(lambda: platform.valkey.xlen(STREAM) == 0, "the stream to be empty")
     assert_exactly_once(platform, {document_id: text})
+    wait_for(lambda: any(app.logged("document done") for app in workers), "the worker's line")
     assert len([line for app in workers for line in app.logged("document done")]) == 1
     assert all(app.process.poll() is None for app in workers)
 
@@ -163,7 +170,7 @@ def test_slow_worker_is_fenced(client: Client, platform: Platform, start_worker:
     os.kill(first.process.pid, signal.SIGCONT)
     wait_for(lambda: first.logged("taken over by another worker, or deleted"), "the first worker to notice")
     assert_exactly_once(platform, {document_id: text, second_id: text})
-    assert second.logged("document done", document_id=second_id)
+    wait_for(lambda: second.logged("document done", document_id=second_id), "the second worker's line")
 
 
 def client_insert(platform: Platform, document_id: str) -> str:
