@@ -551,7 +551,7 @@ def play(inventory: Path) -> Outcome:
         capture_output=True,
         text=True,
         check=False,
-        timeout=600,
+        timeout=1800,
         env={
             **os.environ,
             "PATH": f"{VENV_BIN}:{os.environ['PATH']}",

@@ -55,11 +55,13 @@ def test_fail_ends_with_one_sentence(capsys: pytest.CaptureFixture[str]) -> None
     assert capsys.readouterr().err == "\nholdfast: Nothing works.\n"
 
 
-def test_step_says_its_time(capsys: pytest.CaptureFixture[str]) -> None:
+def test_step_says_its_time(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    now = shell.time.monotonic()
+    monkeypatch.setattr(shell.time, "monotonic", lambda: now)
     with shell.step("Do it"):
-        pass
+        now += 2.34
     assert "Do it …" in (told := capsys.readouterr().err)
-    assert "Do it: done in 0.0 s" in told
+    assert "Do it: done in 2.3 s" in told
 
 
 @pytest.fixture

@@ -110,6 +110,13 @@ def _image() -> str:
     return host.make_image("holdfast/bucket", ("ca-certificates",), unpack=(package,))
 
 
+def prepare() -> None:
+    """Make what the buckets of all hosts share: the authority, the admin's secret and the image."""
+    authority()
+    _admin_secret()
+    _image()
+
+
 def client(host_name: str, access_key: str = ADMIN_ACCESS_KEY) -> Any:
     """Return an S3 client of boto3 to a host's bucket from this machine, with the admin's key or with the host's."""
     import boto3

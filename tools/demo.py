@@ -48,7 +48,7 @@ def _playbook(*arguments: str) -> int:
     done = run(
         words,
         show=True,
-        timeout_seconds=1800,
+        timeout_seconds=3000,
         check=False,
         env={"ANSIBLE_LOG_PATH": str(log), "ANSIBLE_FORCE_COLOR": "true" if sys.stderr.isatty() else "false"},
     )
