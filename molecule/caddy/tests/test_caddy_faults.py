@@ -146,7 +146,9 @@ def test_switch_loses_nothing(host: Host) -> None:
     """A rename of the live symlink moves all requests to the other colour, and none fails."""
     load = f"{CURL} --parallel --parallel-max 20 --output /dev/null --write-out '%{{http_code}} ' '{SITE}/api/[1-2000]' > /tmp/codes"
     host.check_output(
-        f"""systemd-run --quiet --unit=blue-2 python3 /opt/molecule/backend.py blue /srv/app/blue/sockets/backend-2.sock; sleep 1
+        f"""systemctl stop blue-2.service 2>/dev/null; systemctl reset-failed blue-2.service 2>/dev/null
+        systemd-run --quiet --unit=blue-2 python3 /opt/molecule/backend.py blue /srv/app/blue/sockets/backend-2.sock || exit 1
+        sleep 1
         ({load}) & load=$!
         for colour in green blue green blue green blue green; do
             sleep 0.2; ln -sfn $colour /srv/app/next; mv -T /srv/app/next /srv/app/live

@@ -49,7 +49,12 @@ asyncio.run(main())
 # Says of each port whether it is open, refuses (which is an answer, too), or is silent.
 SCANNER = """
 import asyncio, json, sys
+# All at once, the first would have waited for the last of them.
+few = asyncio.Semaphore(200)
 async def knock(address, port):
+    async with few:
+        return await knocked(address, port)
+async def knocked(address, port):
     try:
         _, writer = await asyncio.wait_for(asyncio.open_connection(address, port), 2)
         writer.close()
