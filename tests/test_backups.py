@@ -297,9 +297,14 @@ def _guard(monkeypatch: pytest.MonkeyPatch, state: archive.State, *servers: Serv
     """Have a guard run find a server; return what it leaves to the next run, and what it told the server."""
     told: list[str] = []
     answers = iter(servers)
-    monkeypatch.setattr(
-        postgres, "psql", lambda said: json.dumps(asdict(next(answers))) if said == archive.QUESTION else str(told.append(said))
-    )
+
+    def psql(said: str) -> str:
+        if said == archive.QUESTION:
+            return json.dumps(asdict(next(answers)))
+        told.append(said)
+        return "t"
+
+    monkeypatch.setattr(postgres, "psql", psql)
     return archive._next(state, archive.ask(state), {}, {}, NOW), told
 
 

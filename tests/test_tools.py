@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -56,8 +57,8 @@ def test_fail_ends_with_one_sentence(capsys: pytest.CaptureFixture[str]) -> None
 
 
 def test_step_says_its_time(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    now = shell.time.monotonic()
-    monkeypatch.setattr(shell.time, "monotonic", lambda: now)
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now)
     with shell.step("Do it"):
         now += 2.34
     assert "Do it …" in (told := capsys.readouterr().err)
