@@ -50,7 +50,7 @@ asyncio.run(main())
 SCANNER = """
 import asyncio, json, sys
 # All at once, the first would have waited for the last of them.
-few = asyncio.Semaphore(200)
+few = asyncio.Semaphore(800)
 async def knock(address, port):
     async with few:
         return await knocked(address, port)
