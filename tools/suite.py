@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from tools import bucket, demo, engine, host, registry
+from tools import bucket, demo, engine, host, playbook, registry
 from tools.shell import CACHE, ROOT, VENV_BIN, Failure, run, say
 
 # Longest first, so that two at a time end together; on two cores a third that works would only make the others slower.
@@ -38,6 +38,8 @@ SCENARIOS = (
 AT_A_TIME = 2
 # They spend most of their time waiting (for a bucket that is away, for WAL that does not leave), so they go beside the others, in turn.
 WAITING = ("pgbackrest", "restore_drill")
+# Their runs are what a person runs, in each detail; the others ask what a role does.
+PLAIN = ("site", "disaster_recovery")
 # A bound for what hangs: on a machine of half the speed the longest take most of an hour.
 SCENARIO_SECONDS = 5000
 LOGS = CACHE / "logs"
@@ -53,7 +55,7 @@ def scenario(name: str, told: Mapping[str, str] | None = None) -> None:
     """Run one Molecule scenario from a bare host to its end, showing it; its tests are told more by the environment."""
     words = _molecule(name)
     _prepare()
-    run(words, show=True, timeout_seconds=SCENARIO_SECONDS, env={**_environment(), **(told or {})})
+    run(words, show=True, timeout_seconds=SCENARIO_SECONDS, env={**_environment(), **_strategy(name), **(told or {})})
 
 
 def _molecule(name: str) -> list[str | Path]:
@@ -68,6 +70,10 @@ def _environment() -> dict[str, str]:
     return {"PATH": f"{VENV_BIN}:{os.environ['PATH']}", "ANSIBLE_FORCE_COLOR": "0", "NO_COLOR": "1"}
 
 
+def _strategy(scenario_name: str) -> dict[str, str]:
+    return {} if scenario_name in PLAIN else playbook.quick()
+
+
 def _prepare() -> None:
     engine.ensure()
     host.make_host_image()
@@ -77,8 +83,8 @@ def _prepare() -> None:
     bucket.prepare()
 
 
-def _logged(name: str, words: list[str | Path], seconds: float) -> Callable[[], str]:
-    """Make a job that runs a program into a log file, and answers with nothing, or with why it failed."""
+def _logged(name: str, words: list[str | Path], seconds: float, told: Mapping[str, str] | None = None) -> Callable[[], str]:
+    """Make a job that runs a program into a log file, and answers with nothing, or with why it failed; it is told more by the environment."""
 
     def job() -> str:
         log = LOGS / _log_name(name)
@@ -86,7 +92,7 @@ def _logged(name: str, words: list[str | Path], seconds: float) -> Callable[[], 
         say(f"{name} …")
         fault = ""
         try:
-            done = run(words, timeout_seconds=seconds, env=_environment(), check=False)
+            done = run(words, timeout_seconds=seconds, env={**_environment(), **(told or {})}, check=False)
             log.write_text(done.stdout)
             if done.returncode:
                 fault = "\n".join(done.stdout.strip().splitlines()[-60:])
@@ -104,7 +110,7 @@ def _log_name(name: str) -> str:
 
 
 def _scenarios(names: Iterable[str]) -> Jobs:
-    return {name: _logged(name, _molecule(name), SCENARIO_SECONDS) for name in names}
+    return {name: _logged(name, _molecule(name), SCENARIO_SECONDS, _strategy(name)) for name in names}
 
 
 def reasons(log: str) -> list[str]:
