@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import secrets
 import string
@@ -64,10 +65,15 @@ def read(inventory: str) -> dict[str, str]:
     vault = _folder(inventory) / "vault.yml"
     if not vault.exists():
         return {}
-    text = vault.read_text()
+    return dict(_view(vault, vault.read_text()))
+
+
+@functools.cache
+def _view(vault: Path, text: str) -> dict[str, str]:
+    """Decrypt a vault, once for each text it has: tests ask hundreds of times, and each start of ansible-vault takes a second."""
     if text.startswith(HEADER):
         text = run([VENV_BIN / "ansible-vault", "view", vault]).stdout
-    return dict(yaml.safe_load(text) or {})
+    return yaml.safe_load(text) or {}
 
 
 def ensure(inventory: str) -> bool:
