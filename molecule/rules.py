@@ -10,11 +10,12 @@ FOLDER = "/var/tmp/rules"  # of the test's host
 
 
 def judge(host: Host, host_name: str, role: str) -> None:
-    """Hold a role's rules against the series in its scenario's tests/rules.test.yml."""
+    """Hold a role's rules against the series in its scenario's tests/rules*.test.yml."""
     rules = ROOT / "roles" / role / "files" / f"{role}.rules.yml"
+    series = sorted((ROOT / "molecule" / role / "tests").glob("rules*.test.yml"))
     host.check_output(f"rm -rf {FOLDER}; mkdir {FOLDER}")
-    for path in (rules, ROOT / "molecule" / role / "tests" / "rules.test.yml"):
+    for path in (rules, *series):
         run(["docker", "cp", path, f"{host_name}:{FOLDER}/{path.name}"])
     host.check_output("DEBIAN_FRONTEND=noninteractive timeout 240 apt-get install --yes --quiet --no-install-recommends promtool")
-    done = host.run(f"cd {FOLDER} && promtool check rules {rules.name} && promtool test rules rules.test.yml")
+    done = host.run(f"cd {FOLDER} && promtool check rules {rules.name} && promtool test rules {' '.join(path.name for path in series)}")
     assert done.rc == 0, done.stdout + done.stderr

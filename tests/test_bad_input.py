@@ -21,6 +21,7 @@ import pytest
 import yaml
 
 from tools import engine, host
+from tools.playbook import CONTAINER, quick
 from tools.shell import ROOT, VENV_BIN, run
 
 HOST = "holdfast-badinput"
@@ -530,7 +531,7 @@ def write_inventory(folder: Path, base: dict[str, Any], packed: dict[str, list[C
     hosts = {}
     for name, cases in packed.items():
         lacks = {case.lacks for case in cases}
-        hosts[name] = {"ansible_connection": "community.docker.docker", "ansible_host": cases[0].on}
+        hosts[name] = {**CONTAINER, "ansible_host": cases[0].on}
         hosts[name] |= {each: base[each] for each in lacking - lacks}
         for case in cases:
             hosts[name] |= case.sets
@@ -554,6 +555,7 @@ def play(inventory: Path) -> Outcome:
         timeout=1800,
         env={
             **os.environ,
+            **quick(),
             "PATH": f"{VENV_BIN}:{os.environ['PATH']}",
             "ANSIBLE_STDOUT_CALLBACK": "ansible.posix.json",
             # The hosts here are cases: the fault of one must not end the others.

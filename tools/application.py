@@ -25,7 +25,8 @@ def wait_until(condition: Callable[[], object], what: str, patience_seconds: flo
     begun = time.monotonic()
     while not condition():
         assert time.monotonic() - begun < patience_seconds, f"waited {patience_seconds:.0f} s in vain for {what}"
-        time.sleep(0.3)
+        # Each question may take half a second of a slow machine's processor, which the awaited needs as well.
+        time.sleep(0.3 if time.monotonic() - begun < 10 else 1)
     return time.monotonic() - begun
 
 

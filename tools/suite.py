@@ -38,8 +38,6 @@ SCENARIOS = (
 AT_A_TIME = 2
 # They spend most of their time waiting (for a bucket that is away, for WAL that does not leave), so they go beside the others, in turn.
 WAITING = ("pgbackrest", "restore_drill")
-# Their runs are what a person runs, in each detail; the others ask what a role does.
-PLAIN = ("site", "disaster_recovery")
 # A bound for what hangs: on a machine of half the speed the longest take most of an hour.
 SCENARIO_SECONDS = 5000
 LOGS = CACHE / "logs"
@@ -55,7 +53,7 @@ def scenario(name: str, told: Mapping[str, str] | None = None) -> None:
     """Run one Molecule scenario from a bare host to its end, showing it; its tests are told more by the environment."""
     words = _molecule(name)
     _prepare()
-    run(words, show=True, timeout_seconds=SCENARIO_SECONDS, env={**_environment(), **_strategy(name), **(told or {})})
+    run(words, show=True, timeout_seconds=SCENARIO_SECONDS, env={**_environment(), **playbook.quick(), **(told or {})})
 
 
 def _molecule(name: str) -> list[str | Path]:
@@ -68,10 +66,6 @@ def _molecule(name: str) -> list[str | Path]:
 def _environment() -> dict[str, str]:
     # Each scenario may be run beside others: none shares a folder for temporary files with another.
     return {"PATH": f"{VENV_BIN}:{os.environ['PATH']}", "ANSIBLE_FORCE_COLOR": "0", "NO_COLOR": "1"}
-
-
-def _strategy(scenario_name: str) -> dict[str, str]:
-    return {} if scenario_name in PLAIN else playbook.quick()
 
 
 def _prepare() -> None:
@@ -110,7 +104,7 @@ def _log_name(name: str) -> str:
 
 
 def _scenarios(names: Iterable[str]) -> Jobs:
-    return {name: _logged(name, _molecule(name), SCENARIO_SECONDS, _strategy(name)) for name in names}
+    return {name: _logged(name, _molecule(name), SCENARIO_SECONDS, playbook.quick()) for name in names}
 
 
 def reasons(log: str) -> list[str]:

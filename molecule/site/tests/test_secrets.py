@@ -7,12 +7,13 @@ import shlex
 import urllib.parse
 import uuid
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 import pytest
 from testinfra.host import Host
 
 from tools import secrets
-from tools.playbook import play_on
+from tools.playbook import CONTAINER, inventory, play
 from tools.shell import run
 
 # On the host, for root alone: what is searched for is in no command line.
@@ -99,7 +100,7 @@ def test_search_finds_what_is_there(host_name: str, planted: dict[str, str]) -> 
     assert not any(secret in " ".join(said) for secret in planted.values())
 
 
-def test_no_secret_is_shown(host: Host, host_name: str, generated: dict[str, str]) -> None:
+def test_no_secret_is_shown(host: Host, host_name: str, generated: dict[str, str], tmp_path: Path) -> None:
     """A run of the whole site at -vvv --diff, which writes each file that holds a secret, shows none, and none is where others read."""
     patterns = "\n".join(generated.values())
     # On the host: a blank line more makes the run compare the file, and write it.
@@ -107,7 +108,7 @@ def test_no_secret_is_shown(host: Host, host_name: str, generated: dict[str, str
     run(["docker", "exec", "-i", host_name, "sh", "-c", f"umask 077; cat > {PATTERNS}"], stdin=patterns)
     files = dict(line.split() for line in host.check_output(f"{lengthen}; rm {PATTERNS}").splitlines())
     assert files
-    done = play_on(host_name, "site.yml", "-vvv", "--diff")
+    done = play(inventory(tmp_path, {host_name: CONTAINER}), "site.yml", "-vvv", "--diff")
     assert done.returncode == 0, done.stdout[-3000:]
     assert files == dict(line.split() for line in host.check_output(f"stat -c '%n %s' {' '.join(files)}").splitlines())
     assert "invocation" in done.stdout
