@@ -28,7 +28,8 @@ PLAIN = {"ANSIBLE_STRATEGY": "linear"}
 def quick() -> dict[str, str]:
     """Return the environment in which Ansible keeps one interpreter on the host, where it else starts one for each module.
 
-    A run that changes nothing takes less than half of the processor's time. It is for tests alone: what a person's run does is proven without it.
+    A run that changes nothing takes less than half of the processor's time. It is for tests alone; what a person runs (`make demo`, a
+    rebuild, runs over ssh, the virtual machine) is proven without it.
     """
     plugins = next((ROOT / ".venv" / "lib").glob("python3*/site-packages/ansible_mitogen/plugins/strategy"))
     return {"ANSIBLE_STRATEGY": "mitogen_linear", "ANSIBLE_STRATEGY_PLUGINS": str(plugins)}

@@ -78,7 +78,7 @@ def _prepare() -> None:
 
 
 def _logged(name: str, words: list[str | Path], seconds: float, told: Mapping[str, str] | None = None) -> Callable[[], str]:
-    """Make a job that runs a program into a log file, and answers with nothing, or with why it failed; it is told more by the environment."""
+    """Make a job that runs a program, told more by the environment, into a log file, and answers with nothing, or with why it failed."""
 
     def job() -> str:
         log = LOGS / _log_name(name)
