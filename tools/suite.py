@@ -12,32 +12,33 @@ from pathlib import Path
 from tools import bucket, demo, engine, host, playbook, registry
 from tools.shell import CACHE, ROOT, VENV_BIN, Failure, run, say
 
-# Longest first, so that two at a time end together; on two cores a third that works would only make the others slower.
+# Longest first, so that all lanes end together.
 SCENARIOS = (
     "site",
+    "pgbackrest",
     "disaster_recovery",
-    "accidents",
     "restore",
-    "offsite",
-    "postgresql",
-    "pgvector",
-    "firewall",
+    "accidents",
     "access",
-    "integrity",
+    "firewall",
+    "restore_drill",
+    "postgresql",
     "caddy",
-    "object_store",
+    "offsite",
     "app",
+    "integrity",
+    "pgvector",
+    "object_store",
     "pgbouncer",
     "hardening",
+    "docker",
     "valkey",
     "base",
-    "docker",
     "holdfast",
     "preflight",
 )
-AT_A_TIME = 2
-# They spend most of their time waiting (for a bucket that is away, for WAL that does not leave), so they go beside the others, in turn.
-WAITING = ("pgbackrest", "restore_drill")
+# Two cores have work for three: each waits for a third of its time, for a bucket that is away or a change that is taken back.
+AT_A_TIME = 3
 # A bound for what hangs: on a machine of half the speed the longest take most of an hour.
 SCENARIO_SECONDS = 5000
 LOGS = CACHE / "logs"
@@ -119,12 +120,10 @@ def everything() -> int:
     faults: dict[str, str] = {}
     count = 0
 
-    def judge(jobs: Jobs, at_a_time: int, beside: Jobs | None = None) -> None:
+    def judge(jobs: Jobs, at_a_time: int = 1) -> None:
         nonlocal count
-        with ThreadPoolExecutor(at_a_time) as pool, ThreadPoolExecutor(1) as lane:
-            futures = {name: pool.submit(job) for name, job in jobs.items()} | {
-                name: lane.submit(job) for name, job in (beside or {}).items()
-            }
+        with ThreadPoolExecutor(at_a_time) as pool:
+            futures = {name: pool.submit(job) for name, job in jobs.items()}
         count += len(futures)
         faults.update({name: fault for name, future in futures.items() if (fault := future.result())})
 
@@ -135,7 +134,7 @@ def everything() -> int:
     # The linters keep one core busy, and making the images the other.
     with ThreadPoolExecutor(1) as pool:
         prepared = pool.submit(_prepare)
-        judge({"lint": _logged("lint", python("-m", "tools", "lint"), 900)}, 1)
+        judge({"lint": _logged("lint", python("-m", "tools", "lint"), 900)})
     prepared.result()
     # The demo takes as long as the longest scenarios, so it begins with them; what takes the registry away must come after all.
     first = {
@@ -143,8 +142,8 @@ def everything() -> int:
         "unit": _logged("unit", [VENV_BIN / "pytest", "tests"], 2700),
         "reference_app": _logged("reference_app", python(ROOT / "files" / "reference_app" / "backend" / "run_tests.py"), 2700),
     }
-    judge(first | _scenarios(SCENARIOS), AT_A_TIME, _scenarios(WAITING))
-    judge({"demo down": _logged("demo down", [VENV_BIN / "pytest", "--verbose", "molecule/demo/test_demo_down.py"], 600)}, 1)
+    judge(first | _scenarios(SCENARIOS), AT_A_TIME)
+    judge({"demo down": _logged("demo down", [VENV_BIN / "pytest", "--verbose", "molecule/demo/test_demo_down.py"], 600)})
     for name, fault in faults.items():
         print(f"\n{'=' * 20} {name} {'=' * 20}\n{fault}")
     for name in faults:
