@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import math
 import subprocess
+import tarfile
 import time
 from pathlib import Path
 from typing import cast
@@ -171,12 +173,37 @@ def test_archive_is_stable(tmp_path: Path) -> None:
     source, target = tmp_path / "source", tmp_path / "target"
     (source / "a").mkdir(parents=True)
     (source / "a" / "b").write_text("content")
+    (source / "a" / "link").symlink_to("b")
     (source / "locks").mkdir()
     packed = offsite._archive(source, leave_out=("locks",))
     assert packed == offsite._archive(source, leave_out=("locks",))
     offsite.extract(packed, target)
     assert (target / "a" / "b").read_text() == "content"
+    assert (target / "a" / "link").readlink() == Path("b")
     assert not (target / "locks").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("../beside", tarfile.REGTYPE),
+        ("/beside", tarfile.REGTYPE),
+        ("link", tarfile.SYMTYPE),
+        ("link", tarfile.LNKTYPE),
+        ("x", tarfile.CHRTYPE),
+    ],
+)
+def test_archive_of_somebody_else(name: str, kind: bytes, tmp_path: Path) -> None:
+    """What would land beside the folder, or lead out of it, is refused, and nothing is unpacked."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        archive.addfile(tarfile.TarInfo("good"))
+        member = tarfile.TarInfo(name)
+        member.type, member.linkname = kind, "/etc"
+        archive.addfile(member)
+    with pytest.raises(Failure, match="does not lie in its own folder"):
+        offsite.extract(buffer.getvalue(), tmp_path / "target")
+    assert not (tmp_path / "target").exists()
 
 
 def test_age() -> None:
