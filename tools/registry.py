@@ -88,9 +88,14 @@ def _sources_digest(folder: Path) -> str:
     return digest.hexdigest()[:16]
 
 
+def python_image() -> str:
+    """Make the image that the application's are built on, and return its reference."""
+    return host.make_image("holdfast/python", PYTHON_PACKAGES)
+
+
 def _push(name: str, folder: Path) -> str:
     """Build and push one image, and return its reference by digest, as a test host knows it."""
-    base = host.make_image("holdfast/python", PYTHON_PACKAGES)
+    base = python_image()
     reference = f"{_address()}/{REPOSITORY}/{name}:{_sources_digest(folder)}"
     with step(f"Build and push the image {name}"):
         run(["docker", "build", "--build-arg", f"BASE_IMAGE={base}", "--tag", reference, folder], timeout_seconds=1200)

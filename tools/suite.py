@@ -136,11 +136,12 @@ def everything() -> int:
         prepared = pool.submit(_prepare)
         judge({"lint": _logged("lint", python("-m", "tools", "lint"), 900)})
     prepared.result()
+    reference_app = python(ROOT / "files" / "reference_app" / "backend" / "run_tests.py", "--base-image", registry.python_image())
     # The demo takes as long as the longest scenarios, so it begins with them; what takes the registry away must come after all.
     first = {
         "demo": _logged("demo", [VENV_BIN / "pytest", "--verbose", "molecule/demo/test_demo.py"], SCENARIO_SECONDS),
         "unit": _logged("unit", [VENV_BIN / "pytest", "tests"], 2700),
-        "reference_app": _logged("reference_app", python(ROOT / "files" / "reference_app" / "backend" / "run_tests.py"), 2700),
+        "reference_app": _logged("reference_app", reference_app, 2700),
     }
     judge(first | _scenarios(SCENARIOS), AT_A_TIME)
     judge({"demo down": _logged("demo down", [VENV_BIN / "pytest", "--verbose", "molecule/demo/test_demo_down.py"], 600)})
