@@ -4,7 +4,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-builtin-rules
 
-# ansible-core 2.19 runs on Python 3.11 to 3.13; tools/venv.py finds one if this is another.
+# ansible-core 2.19 runs on Python 3.11 to 3.13. `make venv PYTHON=…` says which; else tools/venv.py takes the distribution's where it can.
 PYTHON ?= python3
 INVENTORY ?= production
 DISK ?= bare

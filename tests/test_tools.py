@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
 import time
 from pathlib import Path
 
 import pytest
 
-from tools import lint, page, readme, shell, suite
+from tools import lint, page, readme, shell, suite, venv
 from tools.shell import Failure, run
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -188,6 +189,31 @@ def test_a_log_says_why_it_ended() -> None:
 def test_every_scenario_is_run() -> None:
     """`make test` has each scenario once."""
     assert sorted(suite.SCENARIOS) == sorted(path.parent.name for path in (shell.ROOT / "molecule").glob("*/molecule.yml"))
+
+
+@pytest.mark.parametrize(
+    ("told", "versions", "taken"),
+    [
+        ({}, {"/usr/bin/python3": "3 11", "python3": "3 12"}, "/usr/bin/python3"),
+        ({"PYTHON": "python3.13"}, {"/usr/bin/python3": "3 11", "python3.13": "3 13"}, "python3.13"),
+        ({"PYTHON": "python3.9"}, {"/usr/bin/python3": "3 11", "python3.9": "3 9"}, "/usr/bin/python3"),
+        ({}, {"/usr/bin/python3": "3 14", "python3": "3 14", "python3.12": "3 12"}, "python3.12"),
+    ],
+)
+def test_python_of_the_environment(monkeypatch: pytest.MonkeyPatch, told: dict[str, str], versions: dict[str, str], taken: str) -> None:
+    """The environment is made with the Python that make's PYTHON names, else the distribution's, else one that Ansible runs on."""
+    monkeypatch.delenv("PYTHON", raising=False)
+    for name, value in {"PATH": f"{shell.VENV_BIN}:/bin", **told}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(shutil, "which", lambda name, path: name if name in versions and path == "/bin" else None)
+    monkeypatch.setattr(venv, "run", lambda words, **_: subprocess.CompletedProcess(words, 0, versions[words[0]]))
+    assert venv._interpreter() == taken
+
+
+def test_no_python_for_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(venv, "_supported", lambda _: False)
+    with pytest.raises(Failure, match=r"Install Python 3\.11 to 3\.13"):
+        venv._interpreter()
 
 
 def test_commands_of_a_page(tmp_path: Path) -> None:

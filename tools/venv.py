@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-import sys
+from pathlib import Path
 
 from tools import packages
-from tools.shell import ROOT, Failure, run, step
+from tools.shell import ROOT, VENV_BIN, Failure, run, step
 
 VENV = ROOT / ".venv"
 STAMP = VENV / ".requirements.sha256"
@@ -19,21 +19,21 @@ DISTRIBUTIONS = "/usr/bin/python3"
 
 
 def _interpreter() -> str:
-    """Find a Python that ansible-core supports: the one that make's PYTHON names, the distribution's, this one, then any other.
+    """Find a Python that ansible-core supports: the one that make's PYTHON names, the distribution's, then any other.
 
     What version managers build is often compiled without optimizations, and Ansible took 1.5 to 2 times as long with it.
     """
-    named = [sys.executable] if "PYTHON" in os.environ else []
-    others = [found for minor in range(NEWEST[1], OLDEST[1] - 1, -1) if (found := shutil.which(f"python3.{minor}"))]
-    for python in [*named, DISTRIBUTIONS, sys.executable, *others]:
-        if _supported(python):
+    # Never the environment's own, which is about to go.
+    path = os.pathsep.join(folder for folder in os.environ["PATH"].split(os.pathsep) if Path(folder) != VENV_BIN)
+    minors = range(NEWEST[1], OLDEST[1] - 1, -1)
+    for name in [os.environ.get("PYTHON", DISTRIBUTIONS), DISTRIBUTIONS, "python3", *(f"python3.{minor}" for minor in minors)]:
+        python = shutil.which(name, path=path)
+        if python and _supported(python):
             return python
     raise Failure(f"Install Python 3.{OLDEST[1]} to 3.{NEWEST[1]}: ansible-core 2.19 runs on no other.")
 
 
 def _supported(python: str) -> bool:
-    if not shutil.which(python):
-        return False
     told = run([python, "-c", "import sys; print(*sys.version_info[:2])"], check=False).stdout.split()
     return len(told) == 2 and OLDEST <= (int(told[0]), int(told[1])) <= NEWEST
 
