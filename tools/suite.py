@@ -131,16 +131,19 @@ def everything() -> int:
         return [VENV_BIN / "python", *words]
 
     demo.down()  # the demo's test begins from nothing, and ends with nothing
-    # The linters keep one core busy, and making the images the other.
+    # The unit tests' bad inputs need a host.
+    engine.ensure()
+    host.make_host_image()
+    # Making the other images waits for packages that come over the network.
     with ThreadPoolExecutor(1) as pool:
         prepared = pool.submit(_prepare)
-        judge({"lint": _logged("lint", python("-m", "tools", "lint"), 900)})
+        lint = _logged("lint", python("-m", "tools", "lint"), 900)
+        judge({"lint": lint, "unit": _logged("unit", [VENV_BIN / "pytest", "tests"], 2700)}, 2)
     prepared.result()
     reference_app = python(ROOT / "files" / "reference_app" / "backend" / "run_tests.py", "--base-image", registry.python_image())
     # The demo takes as long as the longest scenarios, so it begins with them; what takes the registry away must come after all.
     first = {
         "demo": _logged("demo", [VENV_BIN / "pytest", "--verbose", "molecule/demo/test_demo.py"], SCENARIO_SECONDS),
-        "unit": _logged("unit", [VENV_BIN / "pytest", "tests"], 2700),
         "reference_app": _logged("reference_app", reference_app, 2700),
     }
     judge(first | _scenarios(SCENARIOS), AT_A_TIME)
