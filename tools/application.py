@@ -26,7 +26,7 @@ def wait_until(condition: Callable[[], object], what: str, patience_seconds: flo
     while not condition():
         assert time.monotonic() - begun < patience_seconds, f"waited {patience_seconds:.0f} s in vain for {what}"
         # Each question may take half a second of a slow machine's processor, which the awaited needs as well.
-        time.sleep(0.3 if time.monotonic() - begun < 10 else 1)
+        time.sleep(0.3 if time.monotonic() - begun < 3 else 1)
     return time.monotonic() - begun
 
 
